@@ -1,0 +1,524 @@
+"""The listener: an asyncio.Protocol for each connection around smtp.server, driving one gatekeeper Conversation.
+
+It owns what the pure core does not know: sockets, TLS, the clock, limits of connections, back-pressure and the end
+of a session. A command's coroutine is stepped once and becomes a task only if it suspends; replies of a batch leave
+in one write. One sweep a second serves the deadlines of all sessions, so a short session costs no timer.
+
+An exception in a session is a defect of ours: it is logged, the client gets a 4xx, nobody else notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import Counter as Tally
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from gateway.adapters.tls import ServerTls, describe
+from gateway.smtp import reply, server
+from gateway.smtp.server import Phase, Server, ServerSettings
+from gateway.stepping import step
+
+if TYPE_CHECKING:
+    from gateway.gatekeeper import Answer, Conversation, Gatekeeper, RcptAnswers
+    from gateway.services import Services
+
+T = TypeVar("T")
+
+BACKLOG = 511
+# Input that piles up while an answer is awaited: a few pipelined groups, then reading pauses
+_MAX_UNREAD_BYTES = 64 * 1024
+_TLS_HANDSHAKE_S = 30.0
+# A sender this slow for this long is not worth a session (SECURITY.md 1.8)
+_MIN_RATE_BYTES_S = 100
+_MIN_RATE_AFTER_S = 60
+# Drain: content that is still arriving is waited for this long (DESIGN.md section 8)
+_DRAIN_CONTENT_S = 30
+_SWEEP_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerSettings:
+    """What the operator decides about connections; durations in seconds, see docs/configure.md."""
+
+    max_connections: int = 2000
+    max_connections_per_client: int = 50
+    greeting_delay_s: float = 0.0
+    command_timeout_s: float = 60.0
+    idle_timeout_s: float = 300.0
+    data_timeout_s: float = 180.0
+    session_timeout_s: float = 1200.0
+    allow_bare_lf_from: tuple[IPv4Network | IPv6Network, ...] = ()
+
+
+class Listener:
+    """All sessions of a worker on its listening sockets."""
+
+    def __init__(
+        self,
+        settings: ListenerSettings,
+        server_settings: ServerSettings,
+        gatekeeper: Gatekeeper,
+        services: Services,
+        tls: ServerTls | None,
+    ) -> None:
+        self.settings = settings
+        self.server_settings = server_settings
+        self.gatekeeper = gatekeeper
+        self.services = services
+        self.tls = tls
+        self.loop = asyncio.get_running_loop()
+        self.now = self.loop.time()  # as of the last sweep
+        self.sessions: set[Connection] = set()
+        self.by_client: Tally[object] = Tally()
+        self.draining_since: float | None = None
+        self.background: set[asyncio.Task[Any]] = set()
+        self._servers: list[asyncio.Server] = []
+        self._sweep: asyncio.TimerHandle | None = None
+        self._drained = asyncio.Event()
+        metrics = services.metrics
+        connections = metrics.counters("mxgate_connections_total", "Connections by how they began", ("outcome",))
+        self.connections = {o: connections.labels(o) for o in ("served", "limit", "client_limit")}
+        self.open_connections = metrics.gauges("mxgate_open_connections", "Connections that are open").labels()
+        self._replies = metrics.counters("mxgate_replies_total", "Replies to clients by code", ("code",))
+        self.replies: dict[int, Any] = {}
+        self._closed = metrics.counters("mxgate_closed_sessions_total", "Sessions by what ended them", ("reason",))
+        self.closed: dict[str, Any] = {}
+        handshakes = metrics.counters("mxgate_tls_handshakes_total", "TLS handshakes by outcome", ("outcome",))
+        self.handshakes = {o: handshakes.labels(o) for o in ("done", "failed")}
+
+    async def start(self, sockets: list[socket.socket], tls_sockets: list[socket.socket]) -> None:
+        """Accept connections on sockets that are bound already; those of `tls_sockets` begin with a handshake."""
+        for sock in sockets:
+            self._servers.append(await self.loop.create_server(lambda: Connection(self), sock=sock, backlog=BACKLOG))
+        for sock in tls_sockets:
+            assert self.tls is not None
+            self._servers.append(
+                await self.loop.create_server(
+                    lambda: Connection(self, implicit_tls=True),
+                    sock=sock,
+                    backlog=BACKLOG,
+                    ssl=self.tls.context,
+                    ssl_handshake_timeout=_TLS_HANDSHAKE_S,
+                )
+            )
+        self._schedule_sweep()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Stop accepting, let messages that are under way end, close the rest; returns when no session is left.
+
+        What is still open after `timeout_s` is cut: its message was not confirmed to anybody.
+        """
+        self.draining_since = self.now = self.loop.time()
+        for accepting in self._servers:
+            accepting.close()
+        for connection in list(self.sessions):
+            connection.drain()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.sessions or self.background:
+                    self._drained.clear()
+                    await self._drained.wait()
+        except TimeoutError:
+            self.services.log.warning("drain.timeout", sessions=len(self.sessions))
+        for connection in list(self.sessions):
+            connection.abort("drain")
+        if self._sweep is not None:
+            self._sweep.cancel()
+
+    def count_replies(self, codes: list[int]) -> None:
+        """Account for replies that were written."""
+        for code in codes:
+            counter = self.replies.get(code)
+            if counter is None:
+                counter = self.replies[code] = self._replies.labels(str(code))
+            counter.inc()
+        codes.clear()
+
+    def count_closed(self, reason: str) -> None:
+        """Account for the end of a session."""
+        if reason not in self.closed:
+            self.closed[reason] = self._closed.labels(reason)
+        self.closed[reason].inc()
+
+    def run_behind(self, coro: Coroutine[Any, Any, None]) -> None:
+        """Run what no client waits for; drain waits for it."""
+        task = step(coro, self.loop)
+        if isinstance(task, asyncio.Task):
+            self.background.add(task)
+            task.add_done_callback(self._behind_done)
+
+    def session_ended(self) -> None:
+        """Somebody left: drain may be done."""
+        self._drained.set()
+
+    def _behind_done(self, task: asyncio.Task[None]) -> None:
+        self.background.discard(task)
+        self._drained.set()
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            self.services.log.error("session.failed", error=repr(exc))
+
+    def _schedule_sweep(self) -> None:
+        self._sweep = self.loop.call_later(_SWEEP_S, self._run_sweep)
+
+    def _run_sweep(self) -> None:
+        self.now = self.loop.time()
+        for connection in list(self.sessions):
+            connection.check_deadlines()
+        if self.tls is not None:
+            self.tls.refresh()
+        self._schedule_sweep()
+
+
+class Connection(asyncio.Protocol):
+    """One client."""
+
+    __slots__ = (
+        "_arrived",
+        "_begun",
+        "_client_key",
+        "_content_begun",
+        "_conversation",
+        "_implicit_tls",
+        "_is_closed",
+        "_listener",
+        "_phase",
+        "_phase_since",
+        "_reading_paused",
+        "_received_bytes",
+        "_server",
+        "_task",
+        "_transport",
+        "_writing_paused",
+    )
+
+    _server: Server
+    _conversation: Conversation
+    _transport: asyncio.Transport
+
+    def __init__(self, listener: Listener, *, implicit_tls: bool = False) -> None:
+        self._listener = listener
+        self._implicit_tls = implicit_tls
+        self._task: asyncio.Task[Any] | None = None
+        self._client_key: object = None
+        self._is_closed = True
+        self._reading_paused = False
+        self._writing_paused = False
+        self._begun = self._phase_since = self._arrived = listener.now
+        self._phase = Phase.BUSY
+        self._received_bytes = 0  # of the content that is arriving
+        self._content_begun = 0.0
+
+    # --- asyncio.Protocol -----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected (and finished its handshake, where TLS is implicit)."""
+        assert isinstance(transport, asyncio.Transport)
+        listener = self._listener
+        self._transport = transport
+        peer = transport.get_extra_info("peername")
+        if not peer:  # it has gone already
+            transport.abort()
+            return
+        client = ip_address(peer[0].partition("%")[0])
+        if isinstance(client, IPv6Address) and client.ipv4_mapped is not None:
+            client = client.ipv4_mapped
+        key: object = client if isinstance(client, IPv4Address) else int(client) >> 64
+        settings = listener.settings
+        refusal, outcome = None, "served"
+        if listener.draining_since is not None:
+            refusal = reply.SHUTTING_DOWN
+        elif len(listener.sessions) >= settings.max_connections:
+            refusal, outcome = reply.TOO_MANY_CONNECTIONS, "limit"
+        elif listener.by_client[key] >= settings.max_connections_per_client:
+            refusal, outcome = reply.TOO_MANY_FROM_CLIENT, "client_limit"
+        listener.connections[outcome].inc()
+        if refusal is not None:
+            transport.write(refusal.wire)
+            transport.close()
+            return
+        self._is_closed = False
+        self._client_key = key
+        listener.by_client[key] += 1
+        listener.sessions.add(self)
+        listener.open_connections.inc()
+        ssl_object = transport.get_extra_info("ssl_object")
+        tls = describe(ssl_object) if ssl_object is not None else None
+        self._conversation = listener.gatekeeper.open(client, peer[1], tls)
+        self._server = Server(
+            listener.server_settings,
+            tls_active=tls is not None,
+            allow_bare_lf=any(client in network for network in settings.allow_bare_lf_from),
+        )
+        if settings.greeting_delay_s:
+            listener.loop.call_later(settings.greeting_delay_s, self._connect)
+        else:
+            self._connect()
+
+    def data_received(self, data: bytes) -> None:
+        """The client said something."""
+        if self._is_closed:
+            return
+        self._arrived = self._listener.now
+        self._received_bytes += len(data)
+        self._server.receive(data)
+        self._pump()
+
+    def eof_received(self) -> bool:
+        """The client will say no more: what it has not finished is given up."""
+        return False
+
+    def pause_writing(self) -> None:
+        """The client does not read its replies: it is not listened to either."""
+        self._writing_paused = True
+        self._balance()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._writing_paused = False
+        self._balance()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone, from whichever side."""
+        if self._client_key is None:
+            return
+        listener = self._listener
+        if not self._is_closed:
+            self._is_closed = True
+            listener.count_closed("lost")
+        listener.by_client[self._client_key] -= 1
+        if not listener.by_client[self._client_key]:
+            del listener.by_client[self._client_key]
+        self._client_key = None
+        listener.sessions.discard(self)
+        listener.open_connections.dec()
+        if self._task is not None:
+            # the relay goes on by itself once the dot is sent
+            self._task.cancel()
+        else:
+            self._conversation.reset()
+        listener.session_ended()
+
+    # --- deadlines and drain ----------------------------------------------------------------------------
+
+    def check_deadlines(self) -> None:
+        """Once a second: close the session if it waited too long for the client."""
+        if self._is_closed:
+            return
+        now, settings = self._listener.now, self._listener.settings
+        waited = now - self._phase_since
+        match self._phase:
+            case Phase.CONTENT:
+                late = now - self._arrived > settings.data_timeout_s
+                taken = now - self._content_begun
+                if taken > _MIN_RATE_AFTER_S and self._received_bytes < taken * _MIN_RATE_BYTES_S:
+                    late = True
+                draining = self._listener.draining_since
+                if draining is not None and now - draining > _DRAIN_CONTENT_S:
+                    late = True
+            case Phase.COMMAND:
+                late = waited > settings.command_timeout_s or self._is_over(now)
+            case Phase.IDLE:
+                late = waited > settings.idle_timeout_s or self._is_over(now)
+            case _:
+                late = False
+        if late:
+            self._end("timeout", reply.COMMAND_TIMEOUT)
+
+    def _is_over(self, now: float) -> bool:
+        """Whether the session has had its time; content that arrives and answers of ours are not cut by it."""
+        return now - self._begun > self._listener.settings.session_timeout_s
+
+    def drain(self) -> None:
+        """Close now if no message is under way."""
+        if self._phase in (Phase.IDLE, Phase.COMMAND) and not self._is_closed:
+            self._end("drain", reply.SHUTTING_DOWN)
+
+    def abort(self, reason: str) -> None:
+        """Cut the connection."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._listener.count_closed(reason)
+        self._transport.abort()
+
+    def _end(self, reason: str, final: reply.Reply) -> None:
+        self._server.close(reason, final)
+        self._pump()
+
+    # --- the dialogue -------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        if not self._is_closed:
+            self._await(self._conversation.connect(), self._connected)
+            self._pump()
+
+    def _connected(self, refusal: Answer | None) -> None:
+        self._server.open(refusal.reply if refusal else None)
+
+    def _pump(self) -> None:
+        """Work through what is there, write the replies, see what is awaited now."""
+        if self._is_closed:
+            return
+        smtp = self._server
+        try:
+            while self._task is None and (event := smtp.next_event()) is not None:
+                self._handlers[type(event)](self, event)
+        except Exception as exc:  # noqa: BLE001  # the barrier around a session
+            self._fail(exc)
+            return
+        codes = smtp.codes
+        progressed = bool(codes)
+        if progressed:
+            self._listener.count_replies(codes)
+        if output := smtp.take_output():
+            self._transport.write(output)
+        if self._is_closed:
+            self._transport.close()
+            return
+        phase = smtp.phase
+        if progressed or phase is not self._phase:
+            now = self._listener.now
+            if phase is Phase.CONTENT and self._phase is not Phase.CONTENT:
+                self._received_bytes = 0
+                self._content_begun = now
+            self._phase, self._phase_since = phase, now
+            if self._listener.draining_since is not None and phase in (Phase.IDLE, Phase.COMMAND):
+                self._end("drain", reply.SHUTTING_DOWN)
+                return
+        if smtp.buffered_bytes > _MAX_UNREAD_BYTES or self._reading_paused:
+            self._balance()
+
+    def _balance(self) -> None:
+        """Read only while replies go out and input does not pile up."""
+        if self._is_closed or self._transport.is_closing():
+            return
+        pause = self._writing_paused or self._server.buffered_bytes > _MAX_UNREAD_BYTES
+        if pause != self._reading_paused:
+            self._reading_paused = pause
+            if pause:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    def _await(self, coro: Coroutine[Any, Any, T], then: Callable[[T], None]) -> None:
+        """Run a coroutine of the conversation; `then` gets its result now, or later when it had to wait."""
+        stepped = step(coro, self._listener.loop)
+        if isinstance(stepped, asyncio.Task):
+            self._task = stepped
+            stepped.add_done_callback(lambda task: self._resume(task, then))
+        else:
+            then(stepped)
+
+    def _resume(self, task: asyncio.Task[T], then: Callable[[T], None]) -> None:
+        self._task = None
+        if self._client_key is None:  # the connection was lost meanwhile
+            self._conversation.reset()
+            if not task.cancelled() and (exc := task.exception()) is not None:
+                self._listener.services.log.error("session.failed", error=repr(exc))
+            return
+        try:
+            then(task.result())
+        except asyncio.CancelledError:
+            self._fail(RuntimeError("cancelled"))
+        except Exception as exc:  # noqa: BLE001  # the barrier around a session
+            self._fail(exc)
+        self._pump()
+        if (told := self._conversation.outcome()) is not None:
+            self._listener.run_behind(told)
+
+    def _fail(self, exc: BaseException) -> None:
+        """A defect of ours: the client gets a 4xx and the connection ends, since its state is not known any more."""
+        self._listener.services.log.error(
+            "session.failed", session=self._conversation.session.id, error=repr(exc)
+        )
+        self._server.close("failed", reply.INTERNAL_CLOSING)
+        self._listener.count_replies(self._server.codes)
+        self._listener.count_closed("failed")
+        self._is_closed = True
+        self._transport.write(self._server.take_output())
+        self._transport.close()
+
+    # --- events -------------------------------------------------------------------------------------------
+
+    def _on_greeted(self, event: server.Greeted) -> None:
+        def then(refusal: Answer | None) -> None:
+            if refusal is not None:
+                self._server.answer(refusal.reply, close=refusal.close)
+            else:
+                self._server.greet(self._listener.gatekeeper.extensions() if event.esmtp else None)
+
+        self._await(self._conversation.ehlo(event.domain, esmtp=event.esmtp), then)
+
+    def _on_mail(self, event: server.MailFrom) -> None:
+        self._await(self._conversation.mail(event.envelope), self._answer)
+
+    def _on_rcpt(self, event: server.RcptTo) -> None:
+        self._await(self._conversation.rcpt(event.rcpts), self._answer_rcpts)
+
+    def _answer(self, answer: Answer) -> None:
+        self._server.answer(answer.reply, close=answer.close)
+
+    def _answer_rcpts(self, answers: RcptAnswers) -> None:
+        self._server.answer_rcpts(answers.replies, unknown=answers.unknown, close=answers.close)
+
+    def _on_content_begins(self, event: server.ContentBegins) -> None:
+        self._conversation.begin_content(is_stuffed=event.is_stuffed)
+        self._server.accept_content()
+
+    def _on_content(self, event: server.ContentBlock) -> None:
+        self._conversation.content(event.block)
+
+    def _on_content_ends(self, event: server.ContentEnds) -> None:
+        self._await(self._conversation.eom(event.fault), self._answer)
+
+    def _on_reset(self, _event: server.TransactionReset) -> None:
+        self._conversation.reset()
+
+    def _on_closing(self, event: server.Closing) -> None:
+        self._is_closed = True
+        self._listener.count_closed(event.reason)
+
+    def _on_starttls(self, _event: server.StartTls) -> None:
+        # the ClientHello must not be read as a command
+        self._transport.pause_reading()
+        self._transport.write(self._server.take_output())
+        self._await(self._handshake(), lambda _: None)
+
+    async def _handshake(self) -> None:
+        listener = self._listener
+        assert listener.tls is not None
+        try:
+            transport = await listener.loop.start_tls(
+                self._transport,
+                self,
+                listener.tls.context,
+                server_side=True,
+                ssl_handshake_timeout=_TLS_HANDSHAKE_S,
+            )
+        except (OSError, ssl.SSLError):
+            transport = None
+        if transport is None:
+            listener.handshakes["failed"].inc()
+            self._server.close("tls")
+            return
+        listener.handshakes["done"].inc()
+        self._transport = transport
+        self._conversation.reset()
+        self._conversation.tls_started(describe(transport.get_extra_info("ssl_object")))
+        self._server.tls_started()
+
+    _handlers: dict[type, Callable[..., None]] = {
+        server.Greeted: _on_greeted,
+        server.MailFrom: _on_mail,
+        server.RcptTo: _on_rcpt,
+        server.ContentBegins: _on_content_begins,
+        server.ContentBlock: _on_content,
+        server.ContentEnds: _on_content_ends,
+        server.TransactionReset: _on_reset,
+        server.StartTls: _on_starttls,
+        server.Closing: _on_closing,
+    }

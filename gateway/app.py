@@ -1,0 +1,315 @@
+"""The composition root of one worker: configuration -> services -> policies -> relay -> gatekeeper -> listener.
+
+Start: everything that can fail is made before the first connection is accepted; what fails is said on standard
+error and the worker exits with 78. Stop: no new connections, messages under way end, then relay, then policies.
+Called by the supervisor in a process of its own; the end of the channel means that the supervisor died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gateway import plugins
+from gateway.adapters import log as logging
+from gateway.adapters import memory
+from gateway.adapters.listener import Listener, ListenerSettings
+from gateway.adapters.metrics import ProcessMetrics
+from gateway.adapters.relay import HostSettings, Relay, RelaySettings, RouteSettings, TlsMode
+from gateway.adapters.tls import CertificateError, ServerTls
+from gateway.channel import Channel, ChannelError, Drain, Message, MetricsPush, Request, Response, State, open_channel
+from gateway.config import Config, ConfigError
+from gateway.config.explain import print_problems
+from gateway.errors import GatewayError
+from gateway.gatekeeper import Gatekeeper, GatekeeperSettings
+from gateway.mail.body import Spool, SpoolError
+from gateway.pipeline import Pipeline, Step
+from gateway.services import Clock, Log, Services
+from gateway.smtp.server import ServerSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_CONFIG = 78
+
+_PUSH_S = 1.0
+_CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+class SystemClock:
+    """The clocks of the system."""
+
+    now = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic)
+
+
+class StartError(GatewayError):
+    """The worker cannot start; the text says why. The operator has to change something."""
+
+
+def run_worker(
+    config: Config,
+    listening: Sequence[socket.socket],
+    listening_tls: Sequence[socket.socket],
+    channel: socket.socket,
+) -> int:
+    """Serve until drained; the exit code. Everything that this process needs from its parent is in the arguments."""
+    log = logging.configure(config.log.format)
+    try:
+        planned = plugins.plan(config)
+    except ConfigError as exc:
+        print_problems(exc, sys.stderr)
+        return EXIT_CONFIG
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(Worker(config, planned, log).run(list(listening), list(listening_tls), channel))
+    except StartError as exc:
+        log.error("worker.start_failed", error=str(exc))
+        return EXIT_CONFIG
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's where it is installed (the extra `fast`)."""
+    try:
+        import uvloop  # noqa: PLC0415  # optional
+    except ImportError:
+        return None
+    return uvloop.new_event_loop  # type: ignore[no-any-return]  # untyped in some versions
+
+
+class Worker:
+    """One worker process from start to end."""
+
+    def __init__(self, config: Config, planned: Sequence[plugins.PlannedPolicy], log: Log) -> None:
+        self._config = config
+        self._log = log
+        self._metrics = ProcessMetrics()
+        clock: Clock = SystemClock()
+        self._services = Services(clock, log, self._metrics)
+        self._planned = planned
+        self._stop = asyncio.Event()
+        self._parent_died = False
+        self._channel: Channel | None = None
+        self._state = State(listening=False, draining=False, policies_started=False)
+
+    async def run(
+        self, listening: list[socket.socket], listening_tls: list[socket.socket], channel: socket.socket
+    ) -> int:
+        """Start, serve, drain."""
+        config = self._config
+        self._catch_signals()
+        self._channel = await open_channel(channel, on_message=self._on_message, on_close=self._on_close)
+        tls = self._server_tls()
+        spool = self._spool()
+        pipeline = self._pipeline()
+        relay = Relay(relay_settings(config), self._services)
+        gatekeeper = Gatekeeper(
+            gatekeeper_settings(config), pipeline, relay, spool, self._services, id_source()
+        )
+        listener = Listener(
+            listener_settings(config), server_settings(config), gatekeeper, self._services, tls
+        )
+        try:
+            await pipeline.start()
+        except Exception as exc:
+            raise StartError(f"a policy did not start: {exc}") from exc
+        await relay.start()
+        await listener.start(listening, listening_tls)
+        self._say(listening=True, policies_started=True)
+        self._log.info("worker.started", pid=os.getpid(), policies=[p.name for p in self._planned])
+        pushing = asyncio.get_running_loop().call_later(_PUSH_S, self._push)
+        await self._stop.wait()
+        self._say(draining=True, listening=False)
+        await listener.drain(0.0 if self._parent_died else config.server.drain_timeout_s)
+        await relay.close()
+        await pipeline.stop()
+        pushing.cancel()
+        self._push(again=False)
+        self._log.info("worker.ended", pid=os.getpid())
+        self._channel.close()
+        return EXIT_FAILURE if self._parent_died else EXIT_OK
+
+    def _server_tls(self) -> ServerTls | None:
+        files = self._config.server.tls
+        if files.cert_file is None or files.key_file is None:
+            return None
+        try:
+            return ServerTls(str(files.cert_file), str(files.key_file), self._log)
+        except CertificateError as exc:
+            raise StartError(str(exc)) from exc
+
+    def _spool(self) -> Spool:
+        server = self._config.server
+        spool = Spool(
+            str(server.spool_dir or ""),
+            memory_bytes=server.spool_memory_bytes,
+            total_bytes=server.spool_memory_total_bytes,
+            release=memory.release,
+        )
+        try:
+            spool.open_file().close()
+        except SpoolError as exc:
+            raise StartError(str(exc)) from exc
+        return spool
+
+    def _pipeline(self) -> Pipeline:
+        steps = []
+        for planned in self._planned:
+            try:
+                policy = planned.policy(planned.settings, self._services)
+            except Exception as exc:
+                raise StartError(f"policy {planned.name}: {exc}") from exc
+            steps.append(Step(policy, planned.timeout_s, planned.on_error))
+        return Pipeline(steps, self._services)
+
+    # --- the supervisor -------------------------------------------------------------------------------
+
+    def _say(self, **changes: bool) -> None:
+        state = self._state
+        self._state = State(
+            listening=changes.get("listening", state.listening),
+            draining=changes.get("draining", state.draining),
+            policies_started=changes.get("policies_started", state.policies_started),
+        )
+        assert self._channel is not None
+        self._channel.send(self._state)
+
+    def _push(self, *, again: bool = True) -> None:
+        channel = self._channel
+        assert channel is not None
+        if channel.is_writable:
+            channel.send(MetricsPush(self._metrics.snapshot()))
+        if again:
+            asyncio.get_running_loop().call_later(_PUSH_S, self._push)
+
+    def _on_message(self, message: Message) -> None:
+        match message:
+            case Drain():
+                self._stop.set()
+            case Request():
+                assert self._channel is not None
+                self._channel.send(Response(message.id, error=f"unknown request {message.name}"))
+            case _:
+                pass
+
+    def _on_close(self, error: ChannelError | None) -> None:
+        if not self._stop.is_set():
+            self._parent_died = True
+            self._log.error("supervisor.lost", error=str(error or ""))
+            self._stop.set()
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        # the terminal sends SIGINT to the whole group; the supervisor decides
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+
+
+def relay_settings(config: Config) -> RelaySettings:
+    """[relay] as the relay takes it."""
+    relay = config.relay
+    routes = tuple(
+        RouteSettings(
+            name=f"route{number}",
+            domains=route.domains,
+            hosts=tuple(
+                HostSettings(
+                    host=at.host,
+                    port=at.port,
+                    tls=TlsMode(route.tls),
+                    tls_name=route.tls_name,
+                    tls_ca_file=str(route.tls_ca_file or ""),
+                )
+                for at in route.downstream
+            ),
+            verify_recipients=route.verify_recipients,
+        )
+        for number, route in enumerate(relay.routes, 1)
+    )
+    return RelaySettings(
+        hostname=config.server.hostname,
+        routes=routes,
+        connect_timeout_s=relay.connect_timeout_s,
+        reply_timeout_s=relay.reply_timeout_s,
+        final_timeout_s=relay.final_timeout_s,
+        drain_timeout_s=config.server.drain_timeout_s,
+        max_connections_per_host=relay.max_connections_per_host,
+        idle_timeout_s=relay.idle_timeout_s,
+        recipient_cache_s=relay.recipient_cache_s,
+        recipient_cache_negative_s=relay.recipient_cache_negative_s,
+    )
+
+
+def gatekeeper_settings(config: Config) -> GatekeeperSettings:
+    """What the gatekeeper takes of the configuration."""
+    server = config.server
+    return GatekeeperSettings(
+        hostname=server.hostname,
+        max_message_bytes=server.max_message_bytes,
+        max_header_bytes=server.max_header_bytes,
+        max_header_fields=server.max_header_fields,
+        max_received=server.max_received,
+        trusted_networks=tuple(config.relay.trusted_networks),
+        delay_reject=config.pipeline.delay_reject,
+    )
+
+
+def server_settings(config: Config) -> ServerSettings:
+    """What the SMTP engine takes of the configuration."""
+    server = config.server
+    return ServerSettings(
+        hostname=server.hostname,
+        max_message_bytes=server.max_message_bytes,
+        max_recipients=server.max_recipients,
+        max_errors=server.max_errors,
+        max_commands_without_mail=server.max_commands_without_mail,
+        max_unknown_recipients=server.max_unknown_recipients,
+        max_line_bytes=server.max_line_bytes,
+        has_tls=server.tls.cert_file is not None,
+    )
+
+
+def listener_settings(config: Config) -> ListenerSettings:
+    """What the listener takes of the configuration."""
+    server = config.server
+    return ListenerSettings(
+        max_connections=server.max_connections,
+        max_connections_per_client=server.max_connections_per_client,
+        greeting_delay_s=server.greeting_delay_s,
+        command_timeout_s=server.command_timeout_s,
+        idle_timeout_s=server.idle_timeout_s,
+        data_timeout_s=server.data_timeout_s,
+        session_timeout_s=server.session_timeout_s,
+        allow_bare_lf_from=tuple(server.allow_bare_lf_from),
+    )
+
+
+def id_source() -> Callable[[], str]:
+    """Makes ids that are short and unique over workers and restarts: when the worker began, a random part, a number."""
+    begun = int(time.time() * 1000) << 15 | int.from_bytes(os.urandom(2), "big") >> 1
+    prefix = _base32(begun, 12)
+    count = 0
+
+    def new_id() -> str:
+        nonlocal count
+        count += 1
+        return prefix + _base32(count, 3)
+
+    return new_id
+
+
+def _base32(number: int, width: int) -> str:
+    digits = ""
+    while number or len(digits) < width:
+        digits = _CROCKFORD[number & 31] + digits
+        number >>= 5
+    return digits

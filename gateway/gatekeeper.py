@@ -1,0 +1,427 @@
+"""One SMTP session as an object: connect, ehlo, mail, rcpt, content, eom -> what to answer; drives pipeline and relay.
+
+No sockets here, and no protocol: the listener owns both and calls these methods in the order of the dialogue. What
+is refused is answered with a reply of the table in smtp/reply.py, of a policy's verdict, or of the downstream.
+
+The promises kept here: 250 for content only as the downstream's own 2xx; trouble of ours is 4xx; a verdict of
+CONNECT, EHLO or MAIL is held and given at each RCPT, so that the log has the recipient; one INFO line for each
+finished transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TYPE_CHECKING
+
+from gateway.mail.body import Body, Spool, SpoolError
+from gateway.mail.message import HeaderError, HeaderReader, Message, apply_edits, split_edits
+from gateway.mail.trace import received
+from gateway.policy import Outcome
+from gateway.session import Envelope, Recipient, Session, TlsInfo, Transaction, Trust
+from gateway.smtp import reply
+from gateway.smtp.command import Extension
+from gateway.smtp.content import Fault
+from gateway.smtp.reply import Reply
+from gateway.smtp.server import Extensions
+from gateway.verdict import Action, AddField, Stage, Verdict
+
+if TYPE_CHECKING:
+    from gateway.pipeline import Decided, Pipeline
+    from gateway.relaying import Relay
+    from gateway.services import Counter, Services
+
+QUARANTINE_FIELD = "X-Mxgate-Quarantine"
+# What the log shows of a transaction's recipients; the count is always complete
+_LOGGED_RCPTS = 5
+# RFC 3463 3.2: the mailbox does not exist (bad mailbox, mailbox moved, null MX)
+UNKNOWN_RECIPIENT = frozenset({"5.1.1", "5.1.6", "5.1.10"})
+
+
+@dataclass(frozen=True, slots=True)
+class GatekeeperSettings:
+    """What the operator decides about messages; sizes in octets, see docs/configure.md."""
+
+    hostname: str
+    max_message_bytes: int = 52_428_800
+    max_header_bytes: int = 262_144
+    max_header_fields: int = 1000
+    max_received: int = 100
+    trusted_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    delay_reject: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply, and whether the connection ends behind it."""
+
+    reply: Reply
+    close: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RcptAnswers:
+    """One reply for each recipient; `unknown` of them do not exist."""
+
+    replies: tuple[Reply, ...]
+    unknown: int = 0
+    close: bool = False
+
+
+_SENDER_OK = Answer(reply.SENDER_OK)
+_DONE = {
+    Action.CONTINUE: "accepted",
+    Action.QUARANTINE: "quarantined",
+    Action.DEFER: "deferred",
+    Action.REJECT: "rejected",
+}
+
+
+class Gatekeeper:
+    """What all sessions of a worker share; makes a Conversation for each of them."""
+
+    def __init__(
+        self,
+        settings: GatekeeperSettings,
+        pipeline: Pipeline,
+        relay: Relay,
+        spool: Spool,
+        services: Services,
+        new_id: Callable[[], str],
+    ) -> None:
+        self.settings = settings
+        self.pipeline = pipeline
+        self.relay = relay
+        self.spool = spool
+        self.services = services
+        self.new_id = new_id
+        transactions = services.metrics.counters(
+            "mxgate_transactions_total", "Finished transactions by what became of them", ("action",)
+        )
+        self.transactions = {a: transactions.labels(a) for a in (*_DONE.values(), "aborted")}
+        recipients = services.metrics.counters(
+            "mxgate_recipients_total", "Recipients by what they were answered", ("action",)
+        )
+        self.recipients: dict[str, Counter] = {
+            a: recipients.labels(a) for a in ("accepted", "deferred", "rejected")
+        }
+        self.content_bytes = services.metrics.counters(
+            "mxgate_content_bytes_total", "Octets of content that was delivered"
+        ).labels()
+        durations = services.metrics.histograms(
+            "mxgate_transaction_duration_seconds", "From MAIL to the final reply, by what became of it", ("action",)
+        )
+        self.duration = {a: durations.labels(a) for a in _DONE.values()}
+
+    def open(
+        self, client: IPv4Address | IPv6Address, port: int, tls: TlsInfo | None = None
+    ) -> Conversation:
+        """A new session of this client."""
+        if isinstance(client, IPv6Address) and client.ipv4_mapped is not None:
+            client = client.ipv4_mapped
+        trusted = any(client in network for network in self.settings.trusted_networks)
+        trust = Trust.TRUSTED if trusted else Trust.UNTRUSTED
+        return Conversation(self, Session(self.new_id(), client, port, tls=tls, trust=trust))
+
+    def extensions(self) -> Extensions:
+        """What EHLO may announce now: DSN and SMTPUTF8 only when every downstream offers them (DESIGN.md section 6)."""
+        offer = self.relay.offer()
+        keywords = {Extension.SIZE}
+        if offer.eightbitmime:
+            keywords.add(Extension.EIGHT_BIT_MIME)
+        if offer.smtputf8:
+            keywords.add(Extension.SMTPUTF8)
+        if offer.dsn:
+            keywords.add(Extension.DSN)
+        size = self.settings.max_message_bytes
+        return Extensions(min(size, offer.size) if offer.size else size, frozenset(keywords))
+
+
+@dataclass(slots=True)
+class _Open:
+    """The open transaction as it grows."""
+
+    tx: Transaction
+    begun: float
+    route: str | None = None
+    accepted: list[Recipient] = field(default_factory=list)
+    refused: list[tuple[Recipient, Reply, str]] = field(default_factory=list)
+    held: Decided | None = None
+    body: Body | None = None
+    reader: HeaderReader | None = None
+    trouble: Answer | None = None  # what the end of the content will be answered
+    reason: str = ""
+
+
+class Conversation:
+    """One session. The listener calls one method at a time and gives the answer to the client."""
+
+    __slots__ = ("_gate", "_held", "_open", "_outcome", "_transactions", "session")
+
+    def __init__(self, gate: Gatekeeper, session: Session) -> None:
+        self._gate = gate
+        self.session = session
+        self._open: _Open | None = None
+        self._held: dict[Stage, Decided] = {}
+        self._outcome: tuple[Transaction, Outcome] | None = None
+        self._transactions = 0
+
+    async def connect(self) -> Answer | None:
+        """CONNECT: None to greet the client."""
+        return self._hold(Stage.CONNECT, await self._gate.pipeline.connect(self.session))
+
+    async def ehlo(self, domain: str, *, esmtp: bool) -> Answer | None:
+        """EHLO or HELO: None to go on."""
+        self.session = replace(self.session, helo=domain, esmtp=esmtp)
+        return self._hold(Stage.EHLO, await self._gate.pipeline.ehlo(self.session))
+
+    def tls_started(self, tls: TlsInfo) -> None:
+        """The session continues under TLS; what was said before is forgotten (RFC 3207 4.2)."""
+        self.session = replace(self.session, tls=tls, helo="", esmtp=False)
+        self._held.pop(Stage.EHLO, None)
+
+    async def mail(self, envelope: Envelope) -> Answer:
+        """MAIL: the transaction is born."""
+        gate = self._gate
+        self._transactions += 1
+        tx = Transaction(f"{self.session.id}.{self._transactions}", self.session, envelope)
+        self._open = open_ = _Open(tx, gate.services.clock.monotonic())
+        decided = await gate.pipeline.mail(tx)
+        if decided.verdict.results:
+            open_.tx = tx = replace(tx, results=decided.verdict.results)
+        refusal = self._hold(Stage.MAIL, decided)
+        if refusal is None:
+            return _SENDER_OK
+        self._open = None
+        return self._finish(
+            open_, refusal.reply, decided.verdict.reason, policy=decided.policy, close=refusal.close
+        )
+
+    async def rcpt(self, rcpts: Sequence[Recipient]) -> RcptAnswers:
+        """RCPTs that came together: policies, the downstream's word on those that are left, policies again."""
+        open_ = self._open
+        assert open_ is not None
+        gate, tx = self._gate, open_.tx
+        answers: list[Reply | None] = []
+        close = False
+        route = open_.route
+        for rcpt in rcpts:
+            decided = self._held_for(open_)
+            if decided is None:
+                decided = await gate.pipeline.rcpt_before(tx, rcpt)
+            refusal = decided.verdict.reply
+            reason = decided.verdict.reason
+            if refusal is None:
+                its_route = gate.relay.route(rcpt.mailbox)
+                refusal, reason = self._route_refusal(its_route, route, tx.envelope)
+                if refusal is None:
+                    route = its_route
+            close = close or decided.verdict.close
+            answers.append(refusal)
+            if refusal is not None:
+                open_.refused.append((rcpt, refusal, reason))
+        asked = [rcpt for rcpt, answer in zip(rcpts, answers, strict=True) if answer is None]
+        if asked:
+            word = iter(await gate.relay.verify(self.session, tx.envelope, asked))
+            for index, rcpt in enumerate(rcpts):
+                if answers[index] is not None:
+                    continue
+                answer, reason = next(word), "downstream"
+                if answer.is_positive:
+                    decided = await gate.pipeline.rcpt_after(tx, rcpt)
+                    if decided.verdict.reply is not None:
+                        answer, reason = decided.verdict.reply, decided.verdict.reason
+                        close = close or decided.verdict.close
+                answers[index] = answer
+                if answer.is_positive:
+                    open_.accepted.append(rcpt)
+                    open_.route = route
+                else:
+                    open_.refused.append((rcpt, answer, reason))
+        replies = tuple(a for a in answers if a is not None)
+        for answer in replies:
+            key = "accepted" if answer.is_positive else "deferred" if answer.is_transient else "rejected"
+            gate.recipients[key].inc()
+        return RcptAnswers(replies, sum(a.enhanced in UNKNOWN_RECIPIENT for a in replies), close)
+
+    def _route_refusal(
+        self, its_route: str | None, route: str | None, envelope: Envelope
+    ) -> tuple[Reply | None, str]:
+        if its_route is None:
+            return reply.INTERNAL, "no_route"
+        if route is not None and its_route != route:
+            return reply.TOO_MANY_RECIPIENTS, "other_route"
+        return self._gate.relay.refusal(its_route, envelope), "route"
+
+    def begin_content(self, *, is_stuffed: bool) -> None:
+        """DATA or the first BDAT."""
+        open_ = self._open
+        assert open_ is not None
+        settings = self._gate.settings
+        open_.body = self._gate.spool.new(is_stuffed=is_stuffed)
+        open_.reader = HeaderReader(
+            is_stuffed=is_stuffed, max_bytes=settings.max_header_bytes, max_fields=settings.max_header_fields
+        )
+
+    def content(self, block: bytes) -> None:
+        """One block of content. What cannot be kept is dropped, and the end of the content is answered for it."""
+        open_ = self._open
+        assert open_ is not None
+        if open_.trouble is not None:
+            return
+        body, reader = open_.body, open_.reader
+        assert body is not None
+        try:
+            body.append(block)
+            if reader is not None and reader.feed(block):
+                open_.reader = None
+                self._header_complete(open_, reader)
+        except SpoolError as exc:
+            self._gate.services.log.error("spool.failed", tx=open_.tx.id, error=str(exc))
+            self._drop_content(open_, reply.NO_SPACE, "spool")
+        except HeaderError:
+            self._drop_content(open_, reply.BAD_HEADER, "header")
+
+    def _header_complete(self, open_: _Open, reader: HeaderReader) -> None:
+        assert open_.body is not None
+        header = reader.finish()
+        open_.tx = replace(open_.tx, message=Message(header, open_.body))
+        # RFC 5321 6.3: a message that passed so many hosts goes in a circle
+        if sum(1 for f in header.fields if f.name == b"received") > self._gate.settings.max_received:
+            self._drop_content(open_, reply.TOO_MANY_HOPS, "hops")
+
+    @staticmethod
+    def _drop_content(open_: _Open, answer: Reply, reason: str) -> None:
+        open_.trouble, open_.reason = Answer(answer), reason
+        if open_.body is not None:
+            open_.body.close()
+
+    async def eom(self, fault: Fault | None) -> Answer:
+        """The end of the content: judge the message, deliver it, answer. The transaction is over behind it."""
+        open_ = self._open
+        assert open_ is not None
+        try:
+            return await self._eom(open_, fault)
+        finally:
+            if open_.body is not None:
+                open_.body.close()
+            if self._open is open_:
+                self._open = None
+
+    async def _eom(self, open_: _Open, fault: Fault | None) -> Answer:
+        gate = self._gate
+        if fault is not None:
+            return self._finish(open_, fault.reply, fault.name.lower(), close=fault.closes)
+        if open_.trouble is None and open_.reader is not None:
+            try:
+                self._header_complete(open_, open_.reader)
+            except HeaderError:
+                self._drop_content(open_, reply.BAD_HEADER, "header")
+        if open_.trouble is not None:
+            return self._finish(open_, open_.trouble.reply, open_.reason)
+        open_.tx = tx = replace(
+            open_.tx, envelope=replace(open_.tx.envelope, rcpts=tuple(open_.accepted))
+        )
+        decided = await gate.pipeline.eom(tx)
+        verdict = decided.verdict
+        if verdict.results:
+            open_.tx = tx = replace(tx, results=tx.results + verdict.results)
+        if verdict.reply is not None:
+            return self._finish(open_, verdict.reply, verdict.reason, policy=decided.policy, close=verdict.close)
+        assert tx.message is not None
+        added, removed = split_edits(verdict.edits)
+        if verdict.action is Action.QUARANTINE:
+            added.insert(0, AddField(QUARANTINE_FIELD, verdict.reason))
+        added.append(received(tx, gate.settings.hostname, gate.services.clock.now()))
+        removed.add(QUARANTINE_FIELD.lower().encode("ascii"))
+        content = apply_edits(tx.message, added, lambda f: f.name in removed)
+        delivery = await gate.relay.deliver(tx, content)
+        if delivery.stored:
+            gate.content_bytes.inc(tx.message.size_bytes)
+        reason = verdict.reason if delivery.stored else delivery.error
+        return self._finish(
+            open_, delivery.reply, reason, delivered=delivery.stored, quarantined=verdict.action is Action.QUARANTINE
+        )
+
+    def reset(self) -> None:
+        """RSET, EHLO or the end of the session: the open transaction is given up."""
+        open_, self._open = self._open, None
+        if open_ is None:
+            return
+        if open_.body is not None:
+            open_.body.close()
+        self._gate.transactions["aborted"].inc()
+        if open_.refused:
+            # the client went away after refusals: they are the outcome
+            _, last, reason = open_.refused[-1]
+            self._log(open_, "transaction.refused", last, reason)
+        elif open_.accepted:
+            self._log(open_, "transaction.aborted", None, "client")
+
+    def outcome(self) -> Coroutine[None, None, None] | None:
+        """What is to run after the last reply was written, None when nothing is: policies that want to know it."""
+        told, self._outcome = self._outcome, None
+        return self._gate.pipeline.outcome(*told) if told is not None else None
+
+    def _hold(self, stage: Stage, decided: Decided) -> Answer | None:
+        """Keep a refusal of an early stage for the recipients; an answer only where it is given at once."""
+        answer = decided.verdict.reply
+        if answer is None:
+            self._held.pop(stage, None)
+            return None
+        if self._gate.settings.delay_reject and not decided.verdict.close:
+            self._held[stage] = decided
+            return None
+        return Answer(answer, decided.verdict.close)
+
+    def _held_for(self, open_: _Open) -> Decided | None:
+        if not self._held:
+            return None
+        return max(self._held.values(), key=lambda d: d.verdict.action)
+
+    def _finish(
+        self,
+        open_: _Open,
+        answer: Reply,
+        reason: str,
+        *,
+        policy: str = "",
+        close: bool = False,
+        delivered: bool = False,
+        quarantined: bool = False,
+    ) -> Answer:
+        """Account for the end of a transaction and log its one line."""
+        gate = self._gate
+        if answer.is_positive:
+            done = "quarantined" if quarantined else "accepted"
+        else:
+            done = "deferred" if answer.is_transient else "rejected"
+        if gate.pipeline.has_outcome:
+            self._outcome = (open_.tx, Outcome(answer, delivered))
+        gate.transactions[done].inc()
+        gate.duration[done].observe(gate.services.clock.monotonic() - open_.begun)
+        self._log(open_, f"message.{done}", answer, reason, policy=policy)
+        return Answer(answer, close)
+
+    def _log(self, open_: _Open, event: str, answer: Reply | None, reason: str, *, policy: str = "") -> None:
+        tx, session = open_.tx, self.session
+        mail_from = tx.envelope.mail_from
+        rcpts = open_.accepted or [r for r, _, _ in open_.refused]
+        self._gate.services.log.info(
+            event,
+            tx=tx.id,
+            client=str(session.client),
+            helo=session.helo,
+            tls=session.tls.version if session.tls else "",
+            mail_from=str(mail_from) if mail_from is not None else "",
+            rcpts=[str(r.mailbox) for r in rcpts[:_LOGGED_RCPTS]],
+            rcpt_count=len(open_.accepted),
+            refused_count=len(open_.refused),
+            size_bytes=open_.body.size_bytes if open_.body is not None else 0,
+            policy=policy,
+            reason=reason,
+            code=answer.code if answer else 0,
+            enhanced=answer.enhanced if answer else "",
+            duration_ms=round((self._gate.services.clock.monotonic() - open_.begun) * 1000, 1),
+        )

@@ -1,0 +1,193 @@
+"""Message: the header fields as raw slices with an index, and how header edits apply (RFC 5322 2.2, 3.6).
+
+Nothing is decoded to be written again: a field that is kept leaves with the octets that it came with. A name is
+what stands before the first colon without white space around it and without case, so that no blank or fold before
+the colon hides a field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from gateway.errors import GatewayError
+from gateway.mail.body import Body
+from gateway.smtp.content import stuff, unstuff
+from gateway.verdict import AddField, HeaderEdit
+
+# RFC 5322 2.1.1 allows lines of 998; names longer than this are no field of any use, only an attack on parsers
+MAX_NAME_BYTES = 77
+MAX_CONTINUATIONS = 1000
+
+
+class HeaderError(GatewayError):
+    """The header is beyond a limit or cannot be told from what we put above it; the text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One header field: its name in lower case, and the octets as they came (unstuffed, folds and last CRLF included).
+
+    A line that is no field has the name b"".
+    """
+
+    name: bytes
+    raw: bytes
+
+    @property
+    def value(self) -> bytes:
+        """What stands behind the colon, folds and all, without the last CRLF."""
+        return self.raw.partition(b":")[2][:-2]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The fields of a message, top to bottom. `wire_bytes` is their length on the wire, blank line not counted."""
+
+    fields: tuple[Field, ...]
+    wire_bytes: int
+
+    def all(self, name: bytes) -> tuple[Field, ...]:
+        """Every field of this lower-case name, top to bottom."""
+        return tuple(f for f in self.fields if f.name == name)
+
+
+def parse_header(block: bytes, *, max_fields: int, wire_bytes: int) -> Header:
+    """The fields of an unstuffed header without its blank line; each line ends in CRLF.
+
+    Raises HeaderError for more than `max_fields` fields, 1000 continuation lines of one field, a name over 77
+    octets, and a first line that would continue a field put above it.
+    """
+    if block[:1] in (b" ", b"\t"):
+        raise HeaderError("the first line is a continuation")
+    fields: list[Field] = []
+    lines = block.split(b"\r\n")
+    lines.pop()  # behind the last CRLF
+    at, count = 0, len(lines)
+    while at < count:
+        line = lines[at]
+        begin = at
+        at += 1
+        while at < count and lines[at][:1] in (b" ", b"\t"):
+            at += 1
+        if at - begin > 1:
+            if at - begin > MAX_CONTINUATIONS + 1:
+                raise HeaderError("a field has too many continuation lines")
+            line = b"\r\n".join(lines[begin:at])
+        name, colon, _ = line.partition(b":")
+        name = name.strip().lower() if colon else b""
+        if len(name) > MAX_NAME_BYTES:
+            raise HeaderError("a field name is too long")
+        fields.append(Field(name, line + b"\r\n"))
+        if len(fields) > max_fields:
+            raise HeaderError("too many fields")
+    return Header(tuple(fields), wire_bytes)
+
+
+class HeaderReader:
+    """Finds the end of the header while content streams by, and parses it once.
+
+    Feed blocks until `header` is there; content that ends without a blank line is all header (`finish`).
+    """
+
+    __slots__ = ("_buffer", "_is_stuffed", "_max_bytes", "_max_fields", "header")
+
+    def __init__(self, *, is_stuffed: bool, max_bytes: int, max_fields: int) -> None:
+        self.header: Header | None = None
+        self._is_stuffed = is_stuffed
+        self._max_bytes = max_bytes
+        self._max_fields = max_fields
+        self._buffer = b""
+
+    def feed(self, block: bytes) -> bool:
+        """Take one more block; True when the header is complete. Raises HeaderError."""
+        search_from = max(0, len(self._buffer) - 3)
+        self._buffer = self._buffer + block if self._buffer else block
+        if self._buffer.startswith(b"\r\n"):
+            self._parse(0)
+            return True
+        end = self._buffer.find(b"\r\n\r\n", search_from)
+        if end >= 0:
+            self._parse(end + 2)
+            return True
+        if len(self._buffer) > self._max_bytes:
+            raise HeaderError("the header is too large")
+        return False
+
+    def finish(self) -> Header:
+        """The header of content that has ended. Raises HeaderError."""
+        if self.header is None:
+            self._parse(len(self._buffer))
+        assert self.header is not None
+        return self.header
+
+    def _parse(self, wire_bytes: int) -> None:
+        if wire_bytes > self._max_bytes:
+            raise HeaderError("the header is too large")
+        block, self._buffer = self._buffer[:wire_bytes], b""
+        if self._is_stuffed:
+            block = unstuff(block)
+        self.header = parse_header(block, max_fields=self._max_fields, wire_bytes=wire_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """The message as it arrived. Policies read it; edits are verdicts' business."""
+
+    header: Header
+    body: Body
+
+    @property
+    def size_bytes(self) -> int:
+        """Octets of the whole content on the wire."""
+        return self.body.size_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EditedContent:
+    """A message as it leaves: our fields above what came. This is what the relay sends (gateway.relaying.Content)."""
+
+    prefix: bytes
+    body: Body
+    start: int = 0
+    is_stuffed: bool = field(init=False)
+    size_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_stuffed", self.body.is_stuffed)
+        object.__setattr__(self, "size_bytes", len(self.prefix) + self.body.size_bytes - self.start)
+
+    def blocks(self) -> Iterator[bytes]:
+        """What follows the prefix, as it came."""
+        return self.body.blocks(self.start)
+
+
+def apply_edits(
+    message: Message,
+    added: Sequence[AddField],
+    is_removed: Callable[[Field], bool] | None = None,
+) -> EditedContent:
+    """The message with fields put above it (the first of `added` becomes the first) and some of its own taken out.
+
+    Where nothing is taken out, not an octet of what came is touched.
+    """
+    prefix = b"".join([_format_field(edit) for edit in added])
+    start = 0
+    if is_removed is not None:
+        kept = [f.raw for f in message.header.fields if not is_removed(f)]
+        if len(kept) != len(message.header.fields):
+            prefix += b"".join(kept)
+            start = message.header.wire_bytes
+    # the prefix is sent as it is, so it has to be stuffed; plain content is stuffed by the relay behind it
+    return EditedContent(stuff(prefix), message.body, start)
+
+
+def split_edits(edits: Sequence[HeaderEdit]) -> tuple[list[AddField], set[bytes]]:
+    """Verdicts' edits as the fields to add and the lower-case names to remove."""
+    added = [e for e in edits if isinstance(e, AddField)]
+    removed = {e.name.lower().encode("ascii") for e in edits if not isinstance(e, AddField)}
+    return added, removed
+
+
+def _format_field(edit: AddField) -> bytes:
+    return f"{edit.name}: {edit.value}\r\n".encode()

@@ -1,0 +1,42 @@
+"""The Received field (RFC 5321 4.4, RFC 3848, RFC 6531 4.3)."""
+
+from __future__ import annotations
+
+import re
+from email.utils import formatdate
+from functools import lru_cache
+from ipaddress import IPv6Address
+from typing import TYPE_CHECKING
+
+from gateway.verdict import AddField
+
+if TYPE_CHECKING:
+    from gateway.session import Transaction
+
+# what a domain or an address literal may hold; the rest of a client's HELO is not written into a field of ours
+_NOT_DOMAIN = re.compile(r"[^A-Za-z0-9.:_\[\]-]")
+
+
+def received(tx: Transaction, hostname: str, now: float) -> AddField:
+    """Our trace field: who gave us this transaction's message, how, and when (`now` in seconds since the epoch)."""
+    session = tx.session
+    # RFC 3848: with ESMTP, S with TLS; RFC 6531 4.3: UTF8SMTP
+    protocol = "UTF8SMTP" if tx.envelope.smtputf8 else "ESMTP" if session.esmtp else "SMTP"
+    if session.tls is not None:
+        protocol += "S"
+    client = f"IPv6:{session.client}" if isinstance(session.client, IPv6Address) else str(session.client)
+    tls = f"\r\n\t({session.tls.version} {session.tls.cipher})" if session.tls is not None else ""
+    rcpts = tx.envelope.rcpts
+    # RFC 5321 7.6: naming one of several recipients would tell the others who else got it
+    for_ = f"\r\n\tfor <{rcpts[0].mailbox}>" if len(rcpts) == 1 else ""
+    return AddField(
+        "Received",
+        f"from {_NOT_DOMAIN.sub('?', session.helo)} ([{client}])\r\n"
+        f"\tby {hostname} with {protocol} id {tx.id}{tls}{for_};\r\n"
+        f"\t{_date(int(now))}",
+    )
+
+
+@lru_cache(maxsize=4)
+def _date(now: int) -> str:
+    return formatdate(now)

@@ -1,0 +1,108 @@
+"""The policy contract: the page that plugin authors read first.
+
+A policy is a class with hooks named after the stages of an SMTP session. Each hook returns a Verdict; the
+engine merges the verdicts of all policies, the strictest wins. Override only the hooks that are needed: only
+those are planned.
+
+    class NoMailOnSunday(Policy[Settings]):
+        name = "no_mail_on_sunday"
+        Settings = Settings
+
+        async def on_mail(self, tx):
+            return defer("sunday", Reply(451, "4.7.1", "Come back on Monday")) if ... else proceed()
+
+One object serves all sessions: keep nothing about a message in attributes, use a Slot. Expected failures are
+results; an exception means a bug or a dependency that is down, and the engine handles it (`on_error`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+
+from gateway.verdict import Stage, Verdict, proceed
+
+if TYPE_CHECKING:
+    from gateway.services import Services
+    from gateway.session import Recipient, Session, Transaction
+    from gateway.smtp.reply import Reply
+
+S = TypeVar("S")
+
+
+class OnError(StrEnum):
+    """What becomes of mail when a policy fails: it goes on without that policy, or the client gets a 4xx."""
+
+    CONTINUE = "continue"
+    DEFER = "defer"
+
+
+@dataclass(frozen=True, slots=True)
+class NoSettings:
+    """For a policy that has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the client was told at the end of a transaction, and whether the downstream has the message."""
+
+    reply: Reply
+    delivered: bool
+
+
+class Policy(Generic[S]):
+    """Base of every policy. The class attributes are its declaration."""
+
+    name: ClassVar[str]
+    """Entry-point name, `[policy.NAME]`, metric label: [a-z][a-z0-9_]*."""
+    Settings: ClassVar[type] = NoSettings
+    """A frozen dataclass; each field is documented with `field(metadata={"doc": ...})`."""
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Policies that must be in the plan and run earlier."""
+    after: ClassVar[tuple[str, ...]] = ()
+    """Policies that run earlier where they are in the plan. "recipient" is the downstream's own answer at RCPT."""
+    method: ClassVar[str | None] = None
+    """RFC 8601 method; lets the engine record temperror when the policy fails."""
+    on_error: ClassVar[OnError] = OnError.CONTINUE
+    """Default for the operator's key of this name."""
+    timeout_s: ClassVar[float] = 10.0
+    """Default for the operator's key of this name: seconds for one hook."""
+
+    def __init__(self, settings: S, services: Services) -> None:
+        self.settings = settings
+        self.services = services
+
+    async def start(self) -> None:
+        """Runs before the first session. An exception stops the start."""
+
+    async def stop(self) -> None:
+        """Runs after the last session."""
+
+    async def on_connect(self, session: Session) -> Verdict:
+        """A client has connected; nothing was said yet."""
+        return proceed()
+
+    async def on_ehlo(self, session: Session) -> Verdict:
+        """EHLO or HELO was given."""
+        return proceed()
+
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        """MAIL was given: the reverse-path is known."""
+        return proceed()
+
+    async def on_rcpt(self, tx: Transaction, rcpt: Recipient) -> Verdict:
+        """RCPT was given; the verdict binds this recipient only."""
+        return proceed()
+
+    async def on_eom(self, tx: Transaction) -> Verdict:
+        """The whole message is here."""
+        return proceed()
+
+    async def on_outcome(self, tx: Transaction, outcome: Outcome) -> None:
+        """After the reply; cannot change it."""
+
+    @classmethod
+    def stages(cls) -> frozenset[Stage]:
+        """The stages whose hook this policy overrides."""
+        return frozenset(s for s in Stage if getattr(cls, f"on_{s}") is not getattr(Policy, f"on_{s}"))

@@ -1,0 +1,672 @@
+"""The receiving side of one SMTP session as a state machine: bytes in, events and reply bytes out (RFC 5321).
+
+    server.receive(data)
+    while (event := server.next_event()) is not None:
+        ...                      # decide, then server.answer(...); some events need no answer
+    transport.write(server.take_output())
+
+Events are what somebody else has to decide or do: Greeted, MailFrom, RcptTo, ContentBegins, ContentEnds,
+StartTls need an answer, and no further event comes before it; ContentBlock, TransactionReset and Closing are told.
+All else (order, syntax, NOOP, limits of errors and commands) is answered here. Replies gather until the driver
+takes them, so that a pipelined group is answered in one write, in order (RFC 2920 3.2).
+
+Extensions: PIPELINING (RFC 2920), SIZE (1870), 8BITMIME (6152), SMTPUTF8 (6531), ENHANCEDSTATUSCODES (2034),
+CHUNKING (3030, without BINARYMIME), DSN (3461), STARTTLS (3207), LIMITS (9422). No socket, no clock: deadlines are
+the driver's, by `phase`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from gateway.smtp import reply
+from gateway.smtp.command import (
+    BdatCommand,
+    CommandError,
+    Extension,
+    MailCommand,
+    RcptCommand,
+    SimpleCommand,
+    Verb,
+    parse_command,
+)
+from gateway.smtp.content import BdatDecoder, DataDecoder, Fault
+from gateway.smtp.reply import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.session import Envelope, Recipient
+
+# RFC 5321 4.5.3.1.4, and room for the parameters of MAIL and RCPT (RFC 1870 3, 3461 5, 6531 3.4)
+MAX_LINE = 512
+MAX_ENVELOPE_LINE = 2048
+# RFC 5321 4.5.3.1.8 asks for pipelined RCPTs of any number; the relay asks for at most this many in one write
+MAX_BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What the operator decides about sessions. Sizes in octets; the meaning of each limit is in docs/configure.md."""
+
+    hostname: str
+    max_message_bytes: int = 52_428_800
+    max_recipients: int = 200
+    max_errors: int = 20
+    max_commands_without_mail: int = 100
+    max_unknown_recipients: int = 20
+    max_line_bytes: int = 8192
+    has_tls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Extensions:
+    """What EHLO announces beyond what is always there. `size` is the largest message in octets (RFC 1870)."""
+
+    size: int
+    keywords: frozenset[Extension]
+
+
+class Phase(Enum):
+    """What the session waits for; the driver's deadlines hang on it."""
+
+    IDLE = auto()  # the next command
+    COMMAND = auto()  # the rest of a command line
+    CONTENT = auto()  # more content
+    BUSY = auto()  # an answer of ours
+    CLOSED = auto()
+
+
+# --- events ------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Greeted:
+    """EHLO or HELO. Answer with `greet`, or with `answer` to refuse."""
+
+    domain: str
+    esmtp: bool
+
+
+@dataclass(slots=True)
+class MailFrom:
+    """MAIL: a transaction wants to begin. Answer with `answer`."""
+
+    envelope: Envelope
+
+
+@dataclass(slots=True)
+class RcptTo:
+    """RCPTs that arrived together, at most 8. Answer with `answer_rcpts`, one reply for each."""
+
+    rcpts: tuple[Recipient, ...]
+
+
+@dataclass(slots=True)
+class ContentBegins:
+    """DATA, or the first BDAT: content will come. Answer with `accept_content` or `answer`."""
+
+    is_stuffed: bool
+
+
+@dataclass(slots=True)
+class ContentBlock:
+    """A piece of content in wire form that broke no rule so far."""
+
+    block: bytes
+
+
+@dataclass(slots=True)
+class ContentEnds:
+    """The end of the content; `fault` says which rule it broke, if any. Answer with `answer`."""
+
+    fault: Fault | None
+
+
+@dataclass(slots=True)
+class StartTls:
+    """STARTTLS was accepted and its 220 is in the output. Answer with `tls_started` after the handshake."""
+
+
+@dataclass(slots=True)
+class TransactionReset:
+    """The open transaction was given up by the client."""
+
+
+@dataclass(slots=True)
+class Closing:
+    """The session is over: write the output and close. `reason` is a token for log and metric."""
+
+    reason: str
+
+
+Event = (
+    Greeted
+    | MailFrom
+    | RcptTo
+    | ContentBegins
+    | ContentBlock
+    | ContentEnds
+    | StartTls
+    | TransactionReset
+    | Closing
+)
+
+_START_TLS = StartTls()
+_RESET = TransactionReset()
+
+
+class _State(Enum):
+    NEW = auto()  # the banner was not sent
+    START = auto()  # no EHLO yet
+    READY = auto()  # EHLO was given
+    MAIL = auto()
+    RCPT = auto()  # at least one recipient is accepted
+    DATA = auto()
+    BDAT = auto()  # between chunks
+    CHUNK = auto()  # within one
+    SKIP = auto()  # within one that was refused
+    TLS = auto()
+    CLOSED = auto()
+
+
+_CONTENT_STATES = frozenset({_State.DATA, _State.CHUNK, _State.SKIP})
+_TRANSACTION_STATES = frozenset({_State.MAIL, _State.RCPT, _State.DATA, _State.BDAT, _State.CHUNK})
+_SILENT_STATES = frozenset({_State.NEW, _State.TLS, _State.CLOSED})
+
+
+class Server:
+    """One session. `allow_bare_lf`: bare LF in this client's content become CRLF (the operator listed it)."""
+
+    __slots__ = (
+        "_after_skip",
+        "_allow_bare_lf",
+        "_buffer",
+        "_chunk_bytes",
+        "_commands",
+        "_content",
+        "_errors",
+        "_events",
+        "_is_last_chunk",
+        "_long_lines",
+        "_offered",
+        "_output",
+        "_pending",
+        "_recipients",
+        "_settings",
+        "_skip_reply",
+        "_skipping_line",
+        "_smtputf8",
+        "_state",
+        "_tls_active",
+        "_unknown",
+        "codes",
+    )
+
+    def __init__(
+        self, settings: ServerSettings, *, tls_active: bool = False, allow_bare_lf: bool = False
+    ) -> None:
+        self._settings = settings
+        self._tls_active = tls_active
+        self._allow_bare_lf = allow_bare_lf
+        self._state = _State.NEW
+        self._buffer = b""
+        self._output: list[bytes] = []
+        self._events: list[Event] = []  # that come before anything of the buffer
+        self._pending: type[Event] | None = None  # the event whose answer is due
+        self._offered: frozenset[Extension] = frozenset()
+        self._smtputf8 = False  # of the open transaction
+        self._recipients = 0  # of the open transaction
+        self._content: DataDecoder | BdatDecoder | None = None
+        self._chunk_bytes = 0
+        self._is_last_chunk = False
+        self._after_skip = _State.START
+        self._skip_reply = reply.NO_RECIPIENTS
+        self._errors = 0
+        self._unknown = 0
+        self._commands = 0
+        self._long_lines = 0
+        self._skipping_line = False
+        self.codes: list[int] = []
+        """Codes of the replies given since the driver last cleared this list."""
+
+    # --- the driver's side ----------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> Phase:
+        """What the session waits for now."""
+        if self._state is _State.CLOSED:
+            return Phase.CLOSED
+        if self._pending is not None or self._state in _SILENT_STATES:
+            return Phase.BUSY
+        if self._state in _CONTENT_STATES:
+            return Phase.CONTENT
+        return Phase.COMMAND if self._buffer or self._skipping_line else Phase.IDLE
+
+    def receive(self, data: bytes) -> None:
+        """Take what the client sent."""
+        if self._state is not _State.CLOSED:
+            self._buffer = self._buffer + data if self._buffer else data
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Octets that were received and not looked at: the driver stops reading when they become many."""
+        return len(self._buffer)
+
+    def take_output(self) -> bytes:
+        """What is to be written now; empty when nothing is."""
+        output = self._output
+        if not output:
+            return b""
+        data = output[0] if len(output) == 1 else b"".join(output)
+        output.clear()
+        return data
+
+    def open(self, refusal: Reply | None = None) -> None:
+        """Greet the client, or refuse it with this reply and close (RFC 5321 3.1)."""
+        if refusal is not None:
+            self.close("refused", refusal)
+        elif self._buffer:
+            # RFC 5321 3.1: a client waits for the greeting
+            self.close("early_talker", reply.EARLY_TALKER)
+        else:
+            self._say(Reply(220, "", f"{self._settings.hostname} ESMTP"))
+            self._state = _State.START
+
+    def close(self, reason: str, final: Reply | None = None) -> None:
+        """End the session, whatever is pending; `final` is said before. Later input is not looked at."""
+        if self._state is _State.CLOSED:
+            return
+        if final is not None:
+            self._say(final)
+        self._state = _State.CLOSED
+        self._buffer = b""
+        self._pending = None
+        self._events.append(Closing(reason))
+
+    # --- answers --------------------------------------------------------------------------------------
+
+    def greet(self, extensions: Extensions | None) -> None:
+        """Answer Greeted: go on, announcing this; None after HELO, where nothing can be (RFC 5321 4.1.1.1)."""
+        assert self._pending is Greeted
+        self._pending = None
+        self._state = _State.READY
+        self.codes.append(250)
+        if extensions is None:
+            self._offered = frozenset()
+            self._output.append(f"250 {self._settings.hostname}\r\n".encode("ascii"))
+        else:
+            self._offered = extensions.keywords
+            self._output.append(_announcement(self._settings, extensions, self._tls_active))
+        if self._buffer:
+            # RFC 2920 3.1: EHLO is the last of a group
+            self.close("pipelining", reply.EARLY_TALKER)
+
+    def answer(self, answer: Reply, *, close: bool = False) -> None:
+        """Answer MailFrom or ContentEnds, or refuse Greeted or ContentBegins; `close` ends the session behind it."""
+        event, self._pending = self._pending, None
+        if event is MailFrom:
+            if answer.is_positive:
+                self._state = _State.MAIL
+                self._recipients = 0
+        elif event is ContentBegins:
+            if self._state is _State.CHUNK:
+                # RFC 3030 2: the octets are on their way whatever the reply is
+                self._skip_chunk(answer, _State.RCPT)
+                return
+        elif event is ContentEnds:
+            self._state = _State.READY
+            self._content = None
+            if answer.is_positive:
+                self._commands = 0
+        else:
+            assert event is Greeted, event
+        self._say(answer)
+        if close:
+            self.close("refused")
+        elif answer.is_permanent and event is not ContentEnds:
+            self._count_errors(1)
+
+    def answer_rcpts(self, answers: Sequence[Reply], *, unknown: int = 0, close: bool = False) -> None:
+        """Answer RcptTo; `unknown` of the recipients do not exist (they count towards a limit of their own)."""
+        assert self._pending is RcptTo
+        self._pending = None
+        errors = 0
+        for answer in answers:
+            if answer.is_positive:
+                self._recipients += 1
+                self._state = _State.RCPT
+            elif answer.is_permanent:
+                errors += 1
+            self._say(answer)
+        self._unknown += unknown
+        if close:
+            self.close("refused")
+        elif self._unknown >= self._settings.max_unknown_recipients:
+            self.close("unknown_recipients", reply.TOO_MANY_UNKNOWN)
+        elif errors:
+            self._count_errors(errors)
+
+    def accept_content(self) -> None:
+        """Answer ContentBegins: go on (RFC 5321 3.3)."""
+        assert self._pending is ContentBegins
+        self._pending = None
+        if self._state is _State.CHUNK:
+            return
+        self._content = DataDecoder(
+            max_bytes=self._settings.max_message_bytes,
+            max_line_bytes=self._settings.max_line_bytes,
+            allow_bare_lf=self._allow_bare_lf,
+        )
+        self._state = _State.DATA
+        if self._buffer:
+            # RFC 2920 3.1: the content waits for 354
+            self.close("pipelining", reply.EARLY_TALKER)
+        else:
+            self._say(reply.START_CONTENT)
+
+    def tls_started(self) -> None:
+        """Answer StartTls: the handshake is done and nothing said before it counts (RFC 3207 4.2)."""
+        assert self._pending is StartTls
+        self._pending = None
+        self._tls_active = True
+        self._state = _State.START
+        self._offered = frozenset()
+
+    # --- the machine ----------------------------------------------------------------------------------
+
+    def next_event(self) -> Event | None:
+        """The next thing to decide or do; None while more input or an answer is awaited."""
+        while not self._events:
+            if self._pending is not None or self._state in _SILENT_STATES:
+                return None
+            if self._state in _CONTENT_STATES:
+                if not self._take_content():
+                    return None
+            elif (line := self._next_line()) is not None:
+                self._run(line)
+            elif not self._events:
+                return None
+        return self._events.pop(0)
+
+    def _take_content(self) -> bool:
+        """Look at what is buffered as content; False when more is needed."""
+        if self._state is _State.SKIP:
+            count = min(len(self._buffer), self._chunk_bytes)
+            self._buffer = self._buffer[count:]
+            self._chunk_bytes -= count
+            if self._chunk_bytes:
+                return False
+            self._state = self._after_skip
+            self._refuse(self._skip_reply)
+            return True
+        content = self._content
+        assert content is not None
+        if not self._buffer and not content.is_complete:
+            return False
+        data, self._buffer = self._buffer, b""
+        block, rest = content.feed(data)
+        if block:
+            self._events.append(ContentBlock(block))
+        if rest is not None:
+            self._buffer = rest
+            self._end_content(content)
+        elif content.is_hopeless:
+            assert content.fault is not None
+            self.close("content", content.fault.reply)
+        return True
+
+    def _end_content(self, content: DataDecoder | BdatDecoder) -> None:
+        if isinstance(content, BdatDecoder):
+            if not self._is_last_chunk and content.fault is None:
+                self._say(Reply(250, "2.0.0", f"{self._chunk_bytes} octets received"))
+                self._state = _State.BDAT
+                return
+            if end := content.finish():
+                self._events.append(ContentBlock(end))
+        self._pending = ContentEnds
+        self._events.append(ContentEnds(content.fault))
+
+    def _next_line(self) -> bytes | None:
+        """One command line without its CRLF; None while it is incomplete, or when the session was closed for it."""
+        while True:
+            buffer = self._buffer
+            end = buffer.find(b"\n")
+            if end < 0:
+                if self._skipping_line:
+                    self._buffer = b""
+                elif len(buffer) > MAX_ENVELOPE_LINE:
+                    self._buffer = b""
+                    self._skipping_line = True
+                    self._too_long()
+                return None
+            line = buffer[:end]
+            self._buffer = buffer[end + 1 :]
+            if self._skipping_line:
+                self._skipping_line = False
+                continue
+            # RFC 5321 2.3.8: only CRLF ends a line, and neither of them stands alone
+            if line[-1:] != b"\r" or line.find(b"\r", 0, -1) >= 0:
+                self.close("line_end", reply.LINE_END)
+                return None
+            if end > MAX_LINE - 1 and (
+                end > MAX_ENVELOPE_LINE - 1 or line[:4].upper() not in (b"MAIL", b"RCPT")
+            ):
+                self._too_long()
+                if self._state is _State.CLOSED:
+                    return None
+                continue
+            return line[:-1]
+
+    def _too_long(self) -> None:
+        self._long_lines += 1
+        if self._long_lines > 1:
+            self.close("line_too_long", reply.LINE_TOO_LONG)
+        else:
+            self._refuse(reply.LINE_TOO_LONG)
+
+    def _run(self, line: bytes) -> None:
+        try:
+            command = parse_command(line, offered=self._offered, smtputf8=self._smtputf8)
+        except CommandError as exc:
+            if exc.close:
+                self.close("protocol", exc.reply)
+            else:
+                self._refuse(exc.reply)
+            return
+        match command:
+            case MailCommand():
+                self._mail(command)
+            case RcptCommand():
+                self._rcpt(command)
+            case BdatCommand():
+                self._bdat(command)
+            case SimpleCommand(Verb.DATA):
+                self._data()
+            case SimpleCommand(verb, argument):
+                self._simple(verb, argument)
+
+    def _simple(self, verb: Verb, argument: str) -> None:
+        if self._is_only_talking():
+            return
+        match verb:
+            case Verb.EHLO | Verb.HELO:
+                self._greeting(argument, is_esmtp=verb is Verb.EHLO)
+            case Verb.STARTTLS:
+                self._starttls()
+            case Verb.RSET:
+                self._reset()
+                self._say(reply.OK)
+            case Verb.QUIT:
+                self.close("quit", reply.BYE)
+            case Verb.VRFY:
+                self._say(reply.VRFY)
+            case Verb.HELP:
+                self._say(reply.HELP)
+            case _:
+                self._say(reply.OK)
+
+    def _greeting(self, domain: str, *, is_esmtp: bool) -> None:
+        if self._buffer:
+            # RFC 2920 3.1: EHLO is the last of a group
+            self.close("pipelining", reply.EARLY_TALKER)
+            return
+        # RFC 5321 4.1.4: EHLO in a session clears the state as RSET does
+        self._reset()
+        self._pending = Greeted
+        self._events.append(Greeted(domain, is_esmtp))
+
+    def _mail(self, command: MailCommand) -> None:
+        if self._is_only_talking():
+            return
+        if self._state is _State.START:
+            self._refuse(reply.HELLO_FIRST)
+        elif self._state is not _State.READY:
+            self._refuse(reply.NESTED_MAIL)
+        elif command.envelope.size_hint > self._settings.max_message_bytes:
+            # RFC 1870 6.1: what is announced as too big is refused before it is sent
+            self._refuse(reply.TOO_BIG)
+        else:
+            self._smtputf8 = command.envelope.smtputf8
+            self._pending = MailFrom
+            self._events.append(MailFrom(command.envelope))
+
+    def _rcpt(self, command: RcptCommand) -> None:
+        if self._state in (_State.START, _State.READY):
+            self._refuse(reply.MAIL_FIRST)
+            return
+        if self._state is _State.BDAT:
+            self._refuse(reply.RCPT_AFTER_BDAT)
+            return
+        room = self._settings.max_recipients - self._recipients
+        if room <= 0:
+            # RFC 5321 4.5.3.1.10: the client sends to the others in another transaction
+            if not self._is_only_talking():
+                self._say(reply.TOO_MANY_RECIPIENTS)
+            return
+        rcpts = [command.rcpt]
+        if self._buffer:
+            self._gather_rcpts(rcpts, min(room, MAX_BATCH))
+        self._pending = RcptTo
+        self._events.append(RcptTo(tuple(rcpts)))
+
+    def _gather_rcpts(self, rcpts: list[Recipient], most: int) -> None:
+        """Add the well-formed RCPTs that stand next in the buffer; whatever else stands there is left for its turn."""
+        while len(rcpts) < most and self._buffer[:5].upper() == b"RCPT ":
+            end = self._buffer.find(b"\n")
+            line = self._buffer[: end - 1]
+            if not 0 < end < MAX_ENVELOPE_LINE or self._buffer[end - 1] != 13 or b"\r" in line:
+                return
+            try:
+                command = parse_command(line, offered=self._offered, smtputf8=self._smtputf8)
+            except CommandError:
+                return
+            assert isinstance(command, RcptCommand)
+            rcpts.append(command.rcpt)
+            self._buffer = self._buffer[end + 1 :]
+
+    def _data(self) -> None:
+        if (refusal := self._not_ready_for_content()) is not None:
+            self._refuse(refusal)
+        elif self._state is _State.BDAT:
+            # RFC 3030 2: BDAT and DATA cannot be used in one transaction
+            self._refuse(reply.DATA_AFTER_BDAT)
+        elif self._buffer:
+            # RFC 2920 3.1: DATA is the last of a group; the content waits for 354
+            self.close("pipelining", reply.EARLY_TALKER)
+        else:
+            self._pending = ContentBegins
+            self._events.append(ContentBegins(is_stuffed=True))
+
+    def _bdat(self, command: BdatCommand) -> None:
+        self._chunk_bytes = command.size_bytes
+        self._is_last_chunk = command.last
+        if (refusal := self._not_ready_for_content()) is not None:
+            self._skip_chunk(refusal, self._state)
+            return
+        if self._state is not _State.BDAT:
+            self._content = BdatDecoder(
+                max_bytes=self._settings.max_message_bytes, max_line_bytes=self._settings.max_line_bytes
+            )
+            self._pending = ContentBegins
+            self._events.append(ContentBegins(is_stuffed=False))
+        assert isinstance(self._content, BdatDecoder)
+        self._content.begin_chunk(command.size_bytes)
+        self._state = _State.CHUNK
+
+    def _skip_chunk(self, answer: Reply, after: _State) -> None:
+        """RFC 3030 2: the octets of a refused chunk come all the same; they are dropped and then `answer` is said."""
+        self._skip_reply, self._after_skip = answer, after
+        self._state = _State.SKIP
+        self._content = None
+
+    def _not_ready_for_content(self) -> Reply | None:
+        match self._state:
+            case _State.START:
+                return reply.HELLO_FIRST
+            case _State.READY:
+                return reply.MAIL_FIRST
+            case _State.MAIL:
+                return reply.NO_RECIPIENTS
+        return None
+
+    def _starttls(self) -> None:
+        if self._tls_active:
+            self._refuse(reply.TLS_ALREADY)
+        elif not self._settings.has_tls:
+            self._refuse(reply.TLS_NOT_AVAILABLE)
+        elif self._state in _TRANSACTION_STATES:
+            self._refuse(reply.TLS_IN_TRANSACTION)
+        elif self._buffer:
+            # RFC 3207 4.2, CVE-2011-0411: nothing said before TLS may count after it
+            self.close("plaintext_behind_starttls")
+        else:
+            self._say(reply.READY_FOR_TLS)
+            self._state = _State.TLS
+            self._pending = StartTls
+            self._events.append(_START_TLS)
+
+    def _reset(self) -> None:
+        if self._state in _TRANSACTION_STATES:
+            self._state = _State.READY
+            self._content = None
+            self._events.append(_RESET)
+
+    def _is_only_talking(self) -> bool:
+        """Count a command that brings no mail nearer; a session of nothing else is a probe and is closed."""
+        self._commands += 1
+        if self._commands <= self._settings.max_commands_without_mail:
+            return False
+        self.close("commands", reply.TOO_MANY_COMMANDS)
+        return True
+
+    def _refuse(self, answer: Reply) -> None:
+        self._say(answer)
+        if answer.is_permanent:
+            self._count_errors(1)
+
+    def _count_errors(self, count: int) -> None:
+        self._errors += count
+        if self._errors >= self._settings.max_errors:
+            self.close("errors", reply.TOO_MANY_ERRORS)
+
+    def _say(self, answer: Reply) -> None:
+        self.codes.append(answer.code)
+        self._output.append(answer.wire)
+
+
+@lru_cache(maxsize=64)
+def _announcement(settings: ServerSettings, extensions: Extensions, tls_active: bool) -> bytes:
+    lines = [settings.hostname, "PIPELINING", f"SIZE {extensions.size}"]
+    lines += sorted(extensions.keywords - {Extension.SIZE})
+    lines += ["ENHANCEDSTATUSCODES", "CHUNKING"]
+    # RFC 9422 3: what a client may know beforehand
+    lines.append(f"LIMITS RCPTMAX={settings.max_recipients}")
+    # RFC 3207 4.2: not announced inside TLS
+    if settings.has_tls and not tls_active:
+        lines.append("STARTTLS")
+    text = [f"250-{line}\r\n" for line in lines[:-1]] + [f"250 {lines[-1]}\r\n"]
+    return "".join(text).encode("ascii")

@@ -1,0 +1,164 @@
+"""Verdict: what a policy decides, as data; made by proceed(), quarantine(), defer() and reject(), merged in one place.
+
+There is no ACCEPT: a policy that could make others be skipped is how open relays begin.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+from gateway.smtp.reply import Reply
+
+_REASON = re.compile(r"[a-z][a-z0-9_]{0,62}")
+
+
+class Stage(StrEnum):
+    """The stages of a session. One token names stage, hook (`on_rcpt`), metric label, log key and config key."""
+
+    CONNECT = "connect"
+    EHLO = "ehlo"
+    MAIL = "mail"
+    RCPT = "rcpt"
+    EOM = "eom"
+
+
+class Action(IntEnum):
+    """Ordered: the strictest wins. QUARANTINE exists at EOM only and is for the whole transaction."""
+
+    CONTINUE = 0
+    QUARANTINE = 1
+    DEFER = 2
+    REJECT = 3
+
+    @property
+    def label(self) -> str:
+        """The token in logs, metrics and configuration."""
+        return self.name.lower()
+
+
+class Result(StrEnum):
+    """RFC 8601 2.7: the result words of authentication methods."""
+
+    NONE = "none"
+    PASS = "pass"
+    FAIL = "fail"
+    SOFTFAIL = "softfail"
+    NEUTRAL = "neutral"
+    POLICY = "policy"
+    TEMPERROR = "temperror"
+    PERMERROR = "permerror"
+
+
+@dataclass(frozen=True, slots=True)
+class AuthResult:
+    """RFC 8601 2.2: one resinfo. `properties` are (ptype.property, value), e.g. ("smtp.mailfrom", "example.org")."""
+
+    method: str
+    result: Result
+    reason: str = ""
+    properties: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AddField:
+    """Header edit: put this field above the message. `value` is unfolded or folded with CRLF and white space.
+
+    Raises ValueError when the name is no field name (RFC 5322 2.2) or the value could end the field.
+    """
+
+    name: str
+    value: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\x21-\x39\x3b-\x7e]{1,77}", self.name):
+            raise ValueError(f"{self.name!r} is no field name")
+        if re.search(r"[\r\n\0]", re.sub(r"\r\n(?=[ \t]+\S)", "", self.value)):
+            raise ValueError(f"the value of {self.name} holds a line end that is no folding")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFields:
+    """Header edit: take out every field of this name, compared without case."""
+
+    name: str
+
+
+HeaderEdit = AddField | RemoveFields
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One policy's decision at one stage.
+
+    `reason` is a stable token ([a-z0-9_]) for logs and metrics. `reply` is given to the client when the action
+    is DEFER (4xx) or REJECT (5xx). `close` ends the connection behind that reply.
+    """
+
+    action: Action
+    reason: str = ""
+    reply: Reply | None = None
+    results: tuple[AuthResult, ...] = ()
+    edits: tuple[HeaderEdit, ...] = ()
+    close: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reason and not _REASON.fullmatch(self.reason):
+            raise ValueError(f"reason {self.reason!r} is no token of a-z, 0-9 and _")
+        match self.action:
+            case Action.DEFER:
+                fits = self.reply is not None and self.reply.is_transient
+            case Action.REJECT:
+                fits = self.reply is not None and self.reply.is_permanent
+            case _:
+                fits = self.reply is None and not self.close
+        if not fits:
+            raise ValueError(f"reply {self.reply} does not fit {self.action.label}")
+
+
+_PROCEED = Verdict(Action.CONTINUE)
+
+
+def proceed(
+    *, reason: str = "", results: Sequence[AuthResult] = (), edits: Sequence[HeaderEdit] = ()
+) -> Verdict:
+    """Go on; what was found may be reported all the same."""
+    if not (reason or results or edits):
+        return _PROCEED
+    return Verdict(Action.CONTINUE, reason, results=tuple(results), edits=tuple(edits))
+
+
+def quarantine(
+    reason: str, *, results: Sequence[AuthResult] = (), edits: Sequence[HeaderEdit] = ()
+) -> Verdict:
+    """Deliver the message apart (EOM only)."""
+    return Verdict(Action.QUARANTINE, reason, results=tuple(results), edits=tuple(edits))
+
+
+def defer(reason: str, reply: Reply, *, results: Sequence[AuthResult] = (), close: bool = False) -> Verdict:
+    """Refuse for now; `reply` is a 4xx."""
+    return Verdict(Action.DEFER, reason, reply, tuple(results), close=close)
+
+
+def reject(reason: str, reply: Reply, *, results: Sequence[AuthResult] = (), close: bool = False) -> Verdict:
+    """Refuse for good; `reply` is a 5xx."""
+    return Verdict(Action.REJECT, reason, reply, tuple(results), close=close)
+
+
+def merge(verdicts: Iterable[Verdict]) -> Verdict:
+    """One verdict of many: the strictest action with its reason and reply (the first among equals), all results and edits."""
+    strictest = _PROCEED
+    results: list[AuthResult] = []
+    edits: list[HeaderEdit] = []
+    for verdict in verdicts:
+        if verdict.action > strictest.action or (not strictest.reason and verdict.action == strictest.action):
+            strictest = verdict
+        results += verdict.results
+        edits += verdict.edits
+    if not results and not edits:
+        return strictest
+    return Verdict(
+        strictest.action, strictest.reason, strictest.reply, tuple(results), tuple(edits), strictest.close
+    )

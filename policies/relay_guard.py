@@ -1,0 +1,183 @@
+"""relay_guard: mail is taken for our own domains only (RFC 5321 3.6.1, 7.8); the one policy that cannot be absent.
+
+Who may send where: everybody to the domains of `[relay] domains` and `domains_file`; clients of
+`trusted_networks` and authenticated ones anywhere. With a `recipients_file`, only the recipients listed there exist
+(postmaster always does, RFC 5321 4.5.1).
+
+The final domain is what RFC 5321 parsing gives. Sender-specified routing in the local part (`a%b@ours`, `b!a@ours`,
+`"a@b"@ours`, RFC 5321 F.2) is refused from strangers: a downstream that still obeys it would relay on our word.
+
+The files have one entry a line, `#` begins a comment; they are read again when they change. A file that has become
+unreadable or wrong keeps what was read last, and that is logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from gateway.api import (
+    AddressError,
+    Domain,
+    Mailbox,
+    OnError,
+    Policy,
+    Recipient,
+    Reply,
+    Services,
+    Transaction,
+    Trust,
+    Verdict,
+    parse_forward_path,
+    proceed,
+    reject,
+)
+
+T = TypeVar("T")
+
+RELAYING_DENIED = Reply(550, "5.7.1", "Relaying denied")
+ROUTING_DENIED = Reply(550, "5.7.1", "Sender-specified routing is not accepted")
+NO_SUCH_RECIPIENT = Reply(550, "5.1.1", "No such recipient here")
+
+_ROUTING_CHARACTERS = frozenset("%!@")
+_CHECK_FILES_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Filled from the table [relay]."""
+
+    domains: tuple[str, ...] = field(
+        default=(), metadata={"doc": 'our domains; ".example.org" stands for its subdomains'}
+    )
+    domains_file: Path | None = field(default=None, metadata={"doc": "file with more of them, one a line"})
+    recipients_file: Path | None = field(
+        default=None, metadata={"doc": "file with every recipient that exists, one a line"}
+    )
+
+
+class ListError(ValueError):
+    """A file of domains or recipients has a line that is neither; the text names file and line."""
+
+
+class RelayGuard(Policy[Settings]):
+    """Refuses every recipient that is not ours to deliver to. Fails closed: its own trouble is a 4xx."""
+
+    name = "relay_guard"
+    Settings = Settings
+    on_error = OnError.DEFER
+
+    def __init__(self, settings: Settings, services: Services) -> None:
+        super().__init__(settings, services)
+        exact, parents = _split(_domain_entry(entry) for entry in settings.domains)
+        self._own_exact, self._own_parents = exact, parents
+        self._domains = _Watched(settings.domains_file, _domain_entry, services)
+        self._recipients = _Watched(settings.recipients_file, _recipient_entry, services)
+        self._exact, self._parents = exact, parents
+
+    async def start(self) -> None:
+        """Raises OSError or ListError when a file cannot be read now."""
+        self._recipients.load()
+        self._domains.load()
+        self._take_domains()
+
+    async def on_rcpt(self, tx: Transaction, rcpt: Recipient) -> Verdict:
+        """Refuse what is not ours."""
+        mailbox = rcpt.mailbox
+        if self._domains.refresh():
+            self._take_domains()
+        if tx.session.trust is not Trust.UNTRUSTED:
+            return proceed()
+        # RFC 5321 4.1.1.3: <postmaster> without a domain is ours
+        if mailbox.domain is None:
+            return proceed()
+        if not self.is_ours(mailbox.domain):
+            return reject("relaying_denied", RELAYING_DENIED)
+        if not _ROUTING_CHARACTERS.isdisjoint(mailbox.local_value):
+            return reject("routing", ROUTING_DENIED)
+        if self._recipients.path is not None and mailbox.local.lower() != "postmaster":
+            self._recipients.refresh()
+            if _folded(mailbox) not in self._recipients.entries:
+                return reject("unknown_recipient", NO_SUCH_RECIPIENT)
+        return proceed()
+
+    def is_ours(self, domain: object) -> bool:
+        """Whether mail for this domain is delivered by us; an address literal never is."""
+        if not isinstance(domain, Domain):
+            return False
+        if domain in self._exact:
+            return True
+        if not self._parents:
+            return False
+        labels = domain.split(".")
+        return any(".".join(labels[at:]) in self._parents for at in range(1, len(labels)))
+
+    def _take_domains(self) -> None:
+        exact, parents = _split(self._domains.entries)
+        self._exact, self._parents = self._own_exact | exact, self._own_parents | parents
+
+
+class _Watched:
+    """The entries of a file, read again when it changed; looked at no more often than every 5 s."""
+
+    def __init__(self, path: Path | None, parse: Callable[[str], str], services: Services) -> None:
+        self.path = path
+        self.entries: frozenset[str] = frozenset()
+        self._parse = parse
+        self._services = services
+        self._stamp: tuple[int, int, int] = (0, 0, 0)
+        self._look_at = 0.0
+
+    def load(self) -> None:
+        """Read the file. Raises OSError and ListError."""
+        if self.path is None:
+            return
+        stat = self.path.stat()
+        entries = set()
+        for number, line in enumerate(self.path.read_text("utf-8").splitlines(), 1):
+            text = line.partition("#")[0].strip()
+            if text:
+                try:
+                    entries.add(self._parse(text))
+                except AddressError as exc:
+                    raise ListError(f"{self.path}:{number}: {exc}") from exc
+        self.entries = frozenset(entries)
+        self._stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+
+    def refresh(self) -> bool:
+        """Read the file again if it changed; True when it was read. What cannot be read leaves the entries as they are."""
+        if self.path is None or (now := self._services.clock.monotonic()) < self._look_at:
+            return False
+        self._look_at = now + _CHECK_FILES_S
+        try:
+            stat = self.path.stat()
+            if (stat.st_mtime_ns, stat.st_ino, stat.st_size) == self._stamp:
+                return False
+            self.load()
+        except (OSError, ValueError) as exc:
+            self._services.log.error("list.reload_failed", policy="relay_guard", error=str(exc))
+            return False
+        return True
+
+
+def _domain_entry(text: str) -> str:
+    return f".{Domain.parse(text[1:])}" if text.startswith(".") else Domain.parse(text)
+
+
+def _recipient_entry(text: str) -> str:
+    return _folded(parse_forward_path(f"<{text}>", smtputf8=True))
+
+
+def _folded(mailbox: Mailbox) -> str:
+    """How recipients of the list are compared: as nearly all mail systems do, without case in the local part."""
+    return f"{mailbox.local_value.lower()}@{mailbox.domain}"
+
+
+def _split(entries: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """Exact names, and the parents of ".example.org" entries."""
+    exact, parents = set(), set()
+    for entry in entries:
+        (parents if entry.startswith(".") else exact).add(entry.removeprefix("."))
+    return frozenset(exact), frozenset(parents)
