@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import traceback
 from collections import Counter as Tally
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from gateway.adapters.tls import ServerTls, describe
+from gateway.session import TlsInfo
 from gateway.smtp import reply, server
 from gateway.smtp.server import Phase, Server, ServerSettings
 from gateway.stepping import step
@@ -55,6 +56,15 @@ class ListenerSettings:
     allow_bare_lf_from: tuple[IPv4Network | IPv6Network, ...] = ()
 
 
+class TlsSource(Protocol):
+    """The server's certificate: a context for handshakes, and a look whether its files changed (adapters/tls.py)."""
+
+    @property
+    def context(self) -> ssl.SSLContext: ...
+
+    def refresh(self) -> None: ...
+
+
 class Listener:
     """All sessions of a worker on its listening sockets."""
 
@@ -64,7 +74,7 @@ class Listener:
         server_settings: ServerSettings,
         gatekeeper: Gatekeeper,
         services: Services,
-        tls: ServerTls | None,
+        tls: TlsSource | None,
     ) -> None:
         self.settings = settings
         self.server_settings = server_settings
@@ -217,9 +227,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected (and finished its handshake, where TLS is implicit)."""
-        assert isinstance(transport, asyncio.Transport)
         listener = self._listener
-        self._transport = transport
+        # uvloop's transports are no subclasses of asyncio's
+        transport = self._transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
         if not peer:  # it has gone already
             transport.abort()
@@ -247,7 +257,7 @@ class Connection(asyncio.Protocol):
         listener.sessions.add(self)
         listener.open_connections.inc()
         ssl_object = transport.get_extra_info("ssl_object")
-        tls = describe(ssl_object) if ssl_object is not None else None
+        tls = _describe(ssl_object) if ssl_object is not None else None
         self._conversation = listener.gatekeeper.open(client, peer[1], tls)
         self._server = Server(
             listener.server_settings,
@@ -433,7 +443,9 @@ class Connection(asyncio.Protocol):
     def _fail(self, exc: BaseException) -> None:
         """A defect of ours: the client gets a 4xx and the connection ends, since its state is not known any more."""
         self._listener.services.log.error(
-            "session.failed", session=self._conversation.session.id, error=repr(exc)
+            "session.failed",
+            session=self._conversation.session.id,
+            error="".join(traceback.format_exception(exc)),
         )
         self._server.close("failed", reply.INTERNAL_CLOSING)
         self._listener.count_replies(self._server.codes)
@@ -508,7 +520,7 @@ class Connection(asyncio.Protocol):
         listener.handshakes["done"].inc()
         self._transport = transport
         self._conversation.reset()
-        self._conversation.tls_started(describe(transport.get_extra_info("ssl_object")))
+        self._conversation.tls_started(_describe(transport.get_extra_info("ssl_object")))
         self._server.tls_started()
 
     _handlers: dict[type, Callable[..., None]] = {
@@ -522,3 +534,9 @@ class Connection(asyncio.Protocol):
         server.StartTls: _on_starttls,
         server.Closing: _on_closing,
     }
+
+
+def _describe(ssl_object: ssl.SSLObject) -> TlsInfo:
+    """Version and cipher of a finished handshake."""
+    cipher = ssl_object.cipher()
+    return TlsInfo(ssl_object.version() or "", cipher[0] if cipher else "")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.errors import GatewayError
-from gateway.session import TlsInfo
 
 if TYPE_CHECKING:
     from gateway.services import Log
@@ -60,9 +59,3 @@ class ServerTls:
         except OSError as exc:
             raise CertificateError(f"{exc.filename}: {exc.strerror}") from exc
         return tuple((s.st_mtime_ns, s.st_ino) for s in stats)
-
-
-def describe(ssl_object: ssl.SSLObject) -> TlsInfo:
-    """Version and cipher of a finished handshake."""
-    cipher = ssl_object.cipher()
-    return TlsInfo(ssl_object.version() or "", cipher[0] if cipher else "")

@@ -39,4 +39,5 @@ def received(tx: Transaction, hostname: str, now: float) -> AddField:
 
 @lru_cache(maxsize=4)
 def _date(now: int) -> str:
-    return formatdate(now)
+    # "-0000" would say that the zone is not known (RFC 5322 3.3)
+    return formatdate(now).replace("-0000", "+0000")
