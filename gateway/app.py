@@ -17,11 +17,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gateway import plugins
-from gateway.adapters import log as logging
 from gateway.adapters import memory
 from gateway.adapters.listener import Listener, ListenerSettings
+from gateway.adapters.log import open_log, take_over_library_logs
 from gateway.adapters.metrics import ProcessMetrics
-from gateway.adapters.relay import HostSettings, Relay, RelaySettings, RouteSettings, TlsMode
+from gateway.adapters.relay import HostSettings, RelaySettings, RelaySettingsError, RouteSettings, SmtpRelay, TlsMode
 from gateway.adapters.tls import CertificateError, ServerTls
 from gateway.channel import Channel, ChannelError, Drain, Message, MetricsPush, Request, Response, State, open_channel
 from gateway.config import Config, ConfigError
@@ -62,7 +62,10 @@ def run_worker(
     channel: socket.socket,
 ) -> int:
     """Serve until drained; the exit code. Everything that this process needs from its parent is in the arguments."""
-    log = logging.configure(config.log.format)
+    metrics = ProcessMetrics()
+    lost_lines = metrics.counters("mxgate_log_lines_lost_total", "Log lines that could not be written").labels()
+    log = open_log(config.log.format, on_loss=lost_lines.inc)
+    take_over_library_logs(log)
     try:
         planned = plugins.plan(config)
     except ConfigError as exc:
@@ -70,7 +73,7 @@ def run_worker(
         return EXIT_CONFIG
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(Worker(config, planned, log).run(list(listening), list(listening_tls), channel))
+            return runner.run(Worker(config, planned, log, metrics).run(listening, listening_tls, channel))
     except StartError as exc:
         log.error("worker.start_failed", error=str(exc))
         return EXIT_CONFIG
@@ -88,12 +91,14 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 class Worker:
     """One worker process from start to end."""
 
-    def __init__(self, config: Config, planned: Sequence[plugins.PlannedPolicy], log: Log) -> None:
+    def __init__(
+        self, config: Config, planned: Sequence[plugins.PlannedPolicy], log: Log, metrics: ProcessMetrics
+    ) -> None:
         self._config = config
         self._log = log
-        self._metrics = ProcessMetrics()
+        self._metrics = metrics
         clock: Clock = SystemClock()
-        self._services = Services(clock, log, self._metrics)
+        self._services = Services(clock, log, metrics)
         self._planned = planned
         self._stop = asyncio.Event()
         self._parent_died = False
@@ -101,7 +106,7 @@ class Worker:
         self._state = State(listening=False, draining=False, policies_started=False)
 
     async def run(
-        self, listening: list[socket.socket], listening_tls: list[socket.socket], channel: socket.socket
+        self, listening: Sequence[socket.socket], listening_tls: Sequence[socket.socket], channel: socket.socket
     ) -> int:
         """Start, serve, drain."""
         config = self._config
@@ -110,7 +115,13 @@ class Worker:
         tls = self._server_tls()
         spool = self._spool()
         pipeline = self._pipeline()
-        relay = Relay(relay_settings(config), self._services)
+        services = self._services
+        try:
+            relay = SmtpRelay(
+                relay_settings(config), clock=services.clock, log=services.log, metrics=services.metrics
+            )
+        except RelaySettingsError as exc:
+            raise StartError(str(exc)) from exc
         gatekeeper = Gatekeeper(
             gatekeeper_settings(config), pipeline, relay, spool, self._services, id_source()
         )

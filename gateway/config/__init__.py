@@ -1,0 +1,64 @@
+"""Typed models of the whole configuration: load it, explain what is wrong, render its documentation.
+
+    config = load(Path("mxgate.toml"), environ=os.environ)
+    check_files(config)
+
+Reading order: model (the schema), load, sources (layers and origins), check, explain, locate, render.
+"""
+
+from gateway.config.check import check_files
+from gateway.config.errors import ConfigError, KeyPath, Origin, Problem, dotted
+from gateway.config.explain import print_problems
+from gateway.config.load import load
+from gateway.config.model import (
+    Admin,
+    Auth,
+    Config,
+    Dns,
+    Identity,
+    Log,
+    LogFormat,
+    Mode,
+    OnOutage,
+    Pipeline,
+    PolicySection,
+    Protocol,
+    Relay,
+    Route,
+    RouteTls,
+    Server,
+    ServerTls,
+    State,
+)
+from gateway.config.values import HostPort, Network
+
+__all__ = [
+    "Admin",
+    "Auth",
+    "Config",
+    "ConfigError",
+    "Dns",
+    "HostPort",
+    "Identity",
+    "KeyPath",
+    "Log",
+    "LogFormat",
+    "Mode",
+    "Network",
+    "OnOutage",
+    "Origin",
+    "Pipeline",
+    "PolicySection",
+    "Problem",
+    "Protocol",
+    "Relay",
+    "Route",
+    "RouteTls",
+    "Server",
+    "ServerTls",
+    "State",
+    "check_files",
+    "dotted",
+    "load",
+    "print_problems",
+]

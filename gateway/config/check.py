@@ -1,0 +1,166 @@
+"""What the schema of one table cannot know: tables that contradict each other, parts not built yet, files.
+
+`contradictions` needs the configuration only; `check_files` looks at the machine, so it is asked by the commands
+that are about to use these files (serve, a reload, check-config).
+"""
+
+from __future__ import annotations
+
+import ssl
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gateway.config.errors import ConfigError, KeyPath
+from gateway.config.model import RELAY_GUARD, Config, Identity, Mode, PolicySection, Protocol, RouteTls
+from gateway.policy import OnError
+
+# Key, what asks for a part that does not exist yet, and its name. Delete a row when its part is built.
+NOT_BUILT: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("server.workers", lambda workers: workers != 1, "more than one worker"),
+    ("server.proxy_protocol_from", bool, "the PROXY protocol"),
+    ("server.max_new_connections_per_client_per_minute", bool, "a limit of new connections"),
+    ("relay.routes", lambda routes: len(routes) > 1, "more than one route"),
+    (
+        "relay.routes.*.downstream",
+        lambda downstream: len(downstream) > 1,
+        "more than one downstream of a route",
+    ),
+    ("relay.routes.*.protocol", lambda protocol: protocol is Protocol.LMTP, "LMTP"),
+    (
+        "relay.routes.*.identity",
+        lambda identity: identity is not Identity.NONE,
+        "passing on the client's identity",
+    ),
+    ("pipeline.observe", bool, "a dry run"),
+    ("policy.*.mode", lambda mode: mode is Mode.OBSERVE, "observe mode"),
+    ("policy.*.exempt", bool, "an exemption"),
+    ("policy.*.domains", bool, "an override for a domain"),
+    ("policy.*.file", bool, "a policy in a single file"),
+)
+
+Finding = tuple[KeyPath, str]
+
+
+def contradictions(config: Config) -> dict[KeyPath, str]:
+    """Everything that is wrong although each table for itself is right: one message for a path."""
+    found: dict[KeyPath, str] = {}
+    guard = config.policy.get(RELAY_GUARD, PolicySection())
+    for path, message in (*_unserviceable(config), *_unsafe_relay_guard(guard), *_not_built(config)):
+        found.setdefault(path, message)
+    return found
+
+
+def _unserviceable(config: Config) -> Iterator[Finding]:
+    tls = config.server.tls
+    if tls.cert_file and not tls.key_file:
+        yield ("server", "tls", "cert_file"), "needs server.tls.key_file"
+    if tls.key_file and not tls.cert_file:
+        yield ("server", "tls", "key_file"), "needs server.tls.cert_file"
+    if not config.server.listen and not config.server.listen_tls:
+        yield ("server", "listen"), "no address to listen on"
+    if config.server.listen_tls and not tls.cert_file:
+        yield ("server", "listen_tls"), "needs server.tls.cert_file and server.tls.key_file"
+    if not config.relay.domains and not config.relay.domains_file:
+        yield (
+            ("relay", "domains"),
+            "mail for no domain would be accepted; list your domains here or in domains_file",
+        )
+    if not config.relay.routes:
+        yield ("relay", "routes"), "no route; say where mail goes: [[relay.routes]] with downstream"
+
+
+def _not_built(config: Config) -> Iterator[Finding]:
+    for key, asks, part in NOT_BUILT:
+        for path, value in _values(config, (), key.split(".")):
+            if asks(value):
+                yield path, f"{part} is not available in this version"
+
+
+def _unsafe_relay_guard(section: PolicySection) -> Iterator[Finding]:
+    if section.mode is not Mode.ENFORCE:
+        yield (
+            ("policy", RELAY_GUARD, "mode"),
+            "the relay guard cannot be off or observed: this would be an open relay",
+        )
+    if section.on_error is OnError.CONTINUE:
+        yield ("policy", RELAY_GUARD, "on_error"), "the relay guard fails closed: only defer is possible"
+    if section.exempt:
+        yield (
+            ("policy", RELAY_GUARD, "exempt"),
+            "nobody is exempt from the relay guard; see relay.trusted_networks",
+        )
+    if section.domains:
+        yield ("policy", RELAY_GUARD, "domains"), "the relay guard is the same for every domain"
+    if section.settings:
+        yield ("policy", RELAY_GUARD, "settings"), "the relay guard is configured in [relay]"
+
+
+def check_files(config: Config) -> None:
+    """Raise ConfigError unless every file that the configuration names can be used."""
+    problems = [config.problem(path, message) for path, message in _unusable_files(config)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _unusable_files(config: Config) -> Iterator[Finding]:
+    tls = config.server.tls
+    readable: list[tuple[KeyPath, Path | None]] = [
+        (("server", "tls", "cert_file"), tls.cert_file),
+        (("server", "tls", "key_file"), tls.key_file),
+        (("relay", "domains_file"), config.relay.domains_file),
+        (("relay", "recipients_file"), config.relay.recipients_file),
+        (("admin", "token_file"), config.admin.token_file),
+    ]
+    for index, route in enumerate(config.relay.routes):
+        if route.tls is RouteTls.VERIFY:
+            readable.append((("relay", "routes", index, "tls_ca_file"), route.tls_ca_file))
+    unreadable = [(path, reason) for path, file in readable if file and (reason := _unreadable(file))]
+    yield from unreadable
+    if tls.cert_file and tls.key_file and not any(path[:2] == ("server", "tls") for path, _ in unreadable):
+        yield from _unusable_certificate(tls.cert_file, tls.key_file)
+    yield from _unusable_spool(config.server.spool_dir)
+
+
+def _unreadable(file: Path) -> str:
+    try:
+        with file.open("rb") as opened:
+            opened.read(1)
+    except OSError as exc:
+        return f"{file} cannot be read: {exc.strerror}"
+    return ""
+
+
+def _unusable_certificate(cert_file: Path, key_file: Path) -> Iterator[Finding]:
+    try:
+        # The empty passphrase keeps OpenSSL from asking for one on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_file, key_file, password="")
+    except (ssl.SSLError, ValueError) as exc:
+        yield (
+            ("server", "tls", "cert_file"),
+            f"{cert_file} and {key_file} are no certificate and its key: {exc}",
+        )
+
+
+def _unusable_spool(spool_dir: Path | None) -> Iterator[Finding]:
+    try:
+        with tempfile.TemporaryFile(dir=spool_dir):
+            pass
+    except OSError as exc:
+        where = spool_dir or "the system's temporary directory"
+        yield ("server", "spool_dir"), f"{where} cannot hold files: {exc.strerror or exc}"
+
+
+def _values(value: object, path: KeyPath, key: list[str]) -> Iterator[tuple[KeyPath, object]]:
+    """The values at a dotted key, where `*` stands for every element of a list or table."""
+    if not key:
+        yield path, value
+    elif key[0] != "*":
+        yield from _values(getattr(value, key[0]), (*path, key[0]), key[1:])
+    elif isinstance(value, Mapping):
+        for name, below in value.items():
+            yield from _values(below, (*path, name), key[1:])
+    elif isinstance(value, tuple):
+        for index, below in enumerate(value):
+            yield from _values(below, (*path, index), key[1:])

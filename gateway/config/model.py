@@ -1,0 +1,346 @@
+"""The schema of the whole configuration: one frozen model for each table, one documented field for each key.
+
+Everything that is said about a key is said here: type, default, bounds, description; the reference in
+docs/configure.md and the JSON schema are rendered from it. A duration ends in `_s` (seconds), a size in `_bytes`.
+What one table alone cannot know (files, other tables, parts not built yet) is checked in check.py.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+from gateway.config.errors import DEFAULT, KeyPath, Origin, Problem, dotted
+from gateway.config.sources import Sources
+from gateway.config.values import (
+    AuthservId,
+    DomainName,
+    DomainOrSubdomains,
+    DomainPattern,
+    Downstream,
+    HostPort,
+    Integer,
+    Listen,
+    Nameserver,
+    Networks,
+    OptionalPath,
+    Seconds,
+    StateUrl,
+    Workers,
+)
+from gateway.policy import OnError
+
+RELAY_GUARD = "relay_guard"
+"""The one policy that is always there; its settings are those of [relay]."""
+
+
+class Protocol(StrEnum):
+    """What a route's downstream speaks."""
+
+    SMTP = "smtp"
+    LMTP = "lmtp"
+
+
+class Identity(StrEnum):
+    """How a downstream learns the client's address and name."""
+
+    NONE = "none"
+    XCLIENT = "xclient"
+    XFORWARD = "xforward"
+    PROXY_V2 = "proxy-v2"
+
+
+class RouteTls(StrEnum):
+    """TLS towards a downstream."""
+
+    NONE = "none"
+    OPPORTUNISTIC = "opportunistic"
+    ENCRYPT = "encrypt"
+    VERIFY = "verify"
+
+
+class OnOutage(StrEnum):
+    """What happens while the shared state is out of reach."""
+
+    LOCAL = "local"
+    CONTINUE = "continue"
+    DEFER = "defer"
+
+
+class LogFormat(StrEnum):
+    """How a log line is written."""
+
+    JSON = "json"
+    LOGFMT = "logfmt"
+    CONSOLE = "console"
+
+
+class Mode(StrEnum):
+    """What becomes of a policy's verdicts."""
+
+    ENFORCE = "enforce"
+    OBSERVE = "observe"
+    OFF = "off"
+
+
+class Section(BaseModel):
+    """Base of every table: immutable, unknown keys refused, values never repeated in errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
+
+
+def _key(default: Any, doc: str, **bounds: Any) -> Any:
+    return Field(default=default, description=doc, **bounds)
+
+
+def _machine_name() -> str:
+    return socket.gethostname()
+
+
+class ServerTls(Section):
+    """`[server.tls]`: the certificate for STARTTLS and implicit TLS."""
+
+    cert_file: OptionalPath = _key(None, "PEM file with the certificate and its chain; empty: no TLS.")
+    key_file: OptionalPath = _key(None, "PEM file with the certificate's private key, unencrypted.")
+
+
+class Server(Section):
+    """`[server]`: the receiving side."""
+
+    hostname: DomainName = Field(
+        default_factory=_machine_name,
+        validate_default=True,
+        description="Name in the banner, EHLO, Received, and the authserv-id unless set; default: the machine's name.",
+    )
+    listen: tuple[Listen, ...] = _key(
+        (HostPort("0.0.0.0", 25),), "Addresses to listen on: `192.0.2.1:25`, `[::]:25`."
+    )
+    listen_tls: tuple[Listen, ...] = _key(
+        (), "Addresses for implicit TLS (usually port 465); need `server.tls`."
+    )
+    workers: Workers = _key(1, 'Worker processes, 1 to 256; `"auto"`: one for each core.')
+    max_connections: Integer = _key(2000, "Connections at once, of all workers.", ge=1, le=1_000_000)
+    max_connections_per_client: Integer = _key(
+        50, "Connections at once from one client (IPv4 /32, IPv6 /64).", ge=1, le=1_000_000
+    )
+    max_new_connections_per_client_per_minute: Integer = _key(
+        0, "New connections of one client in a minute; 0: no limit.", ge=0, le=1_000_000
+    )
+    max_message_bytes: Integer = _key(
+        52_428_800, "Largest message; announced as SIZE.", ge=1024, le=4_294_967_296
+    )
+    # RFC 5321 4.5.3.1.8 wants at least 100; less is an operator's choice for tests.
+    max_recipients: Integer = _key(
+        200, "Recipients of one transaction; more get 452 4.5.3.", ge=1, le=100_000
+    )
+    # RFC 5321 6.3: a loop limit is at least 100 hops.
+    max_received: Integer = _key(100, "Received fields of a message; more is a mail loop.", ge=1, le=1000)
+    max_header_bytes: Integer = _key(262_144, "Size of a message's header.", ge=1024, le=16_777_216)
+    max_header_fields: Integer = _key(1000, "Fields of a message's header.", ge=10, le=100_000)
+    # RFC 5321 4.5.3.1.6 allows 998 octets; real mail has longer lines, which are passed on unchanged.
+    max_line_bytes: Integer = _key(8192, "Longest line of a message, without its CRLF.", ge=998, le=1_048_576)
+    max_errors: Integer = _key(20, "Errors of a session, then 421.", ge=1, le=10_000)
+    max_commands_without_mail: Integer = _key(
+        100, "Commands without an accepted message between them, then 421.", ge=1, le=10_000
+    )
+    max_unknown_recipients: Integer = _key(20, "Unknown recipients of a session, then 421.", ge=1, le=10_000)
+    greeting_delay_s: Seconds = _key(0.0, "Pause before the banner that catches early talkers.", ge=0, le=1)
+    command_timeout_s: Seconds = _key(60.0, "From the first byte of a command to its end.", gt=0, le=600)
+    # RFC 5321 4.5.3.2.7: a server waits at least 5 minutes for the next command.
+    idle_timeout_s: Seconds = _key(300.0, "Wait for the next command.", gt=0, le=3600)
+    data_timeout_s: Seconds = _key(180.0, "Wait for more of a message (inactivity).", gt=0, le=3600)
+    session_timeout_s: Seconds = _key(
+        1200.0, "Length of a session; longer while content progresses.", gt=0, le=86_400
+    )
+    drain_timeout_s: Seconds = _key(
+        300.0, "At shutdown: wait for the downstream's answer to messages that it has in full.", ge=0, le=3600
+    )
+    allow_bare_lf_from: tuple[Networks, ...] = _key(
+        (), "Networks of your own old devices whose bare LF becomes CRLF; from all others it is refused."
+    )
+    proxy_protocol_from: tuple[Networks, ...] = _key(
+        (), "Networks that are allowed, and then required, to send a PROXY header."
+    )
+    spool_dir: OptionalPath = _key(
+        None, "Directory for large content in flight; empty: the system's temporary one."
+    )
+    spool_memory_bytes: Integer = _key(
+        2_097_152, "Content of one message kept in memory; more goes to `spool_dir`.", ge=0, le=1_073_741_824
+    )
+    spool_memory_total_bytes: Integer = _key(
+        67_108_864, "Content in flight kept in memory by one worker.", ge=0, le=68_719_476_736
+    )
+    tls: ServerTls = ServerTls()
+
+
+class Route(Section):
+    """`[[relay.routes]]`: where mail for some domains goes."""
+
+    domains: tuple[DomainPattern, ...] = _key(
+        ("*",),
+        "Recipient domains of this route: `example.org`, `.example.org` (subdomains), `*`.",
+        min_length=1,
+    )
+    downstream: tuple[Downstream, ...] = Field(
+        description="Downstream MTAs, `192.0.2.1:25` or `mta.example.org:25`.", min_length=1
+    )
+    protocol: Protocol = _key(Protocol.SMTP, "What the downstream speaks.")
+    identity: Identity = _key(Identity.NONE, "How the downstream learns the client's address.")
+    verify_recipients: bool = _key(True, "Ask the downstream about each recipient at RCPT.", strict=True)
+    tls: RouteTls = _key(
+        RouteTls.OPPORTUNISTIC,
+        "`opportunistic`: when offered; `encrypt`: required; `verify`: required, with a valid certificate.",
+    )
+    tls_ca_file: OptionalPath = _key(None, "PEM file with the CAs that `verify` trusts; empty: the system's.")
+    tls_name: str = _key("", "Name that the certificate must carry; empty: the host name of the downstream.")
+
+
+class Relay(Section):
+    """`[relay]`: whose mail is accepted and how it goes on."""
+
+    domains: tuple[DomainOrSubdomains, ...] = _key(
+        (), "Mail for any other domain is refused; `example.org`, `.example.org` (subdomains)."
+    )
+    domains_file: OptionalPath = _key(None, "File with more domains, one on a line.")
+    recipients_file: OptionalPath = _key(
+        None, "File with all valid recipients, one on a line; empty: not checked here."
+    )
+    trusted_networks: tuple[Networks, ...] = _key((), "Clients that may relay anywhere.")
+    max_connections_per_host: Integer = _key(
+        50, "Connections at once to one downstream host.", ge=1, le=10_000
+    )
+    connect_timeout_s: Seconds = _key(10.0, "Wait for a downstream's connection and banner.", gt=0, le=300)
+    reply_timeout_s: Seconds = _key(60.0, "Wait for a downstream's reply to a command.", gt=0, le=300)
+    # RFC 5321 4.5.3.2.6 gives the end of data 10 minutes; our own client waits as long for us.
+    final_timeout_s: Seconds = _key(
+        300.0, "Wait for a downstream's reply to the whole message.", gt=0, le=540
+    )
+    idle_timeout_s: Seconds = _key(30.0, "Keep an idle connection to a downstream.", ge=0, le=300)
+    recipient_cache_s: Seconds = _key(300.0, "Remember that a recipient exists; 0: never.", ge=0, le=86_400)
+    recipient_cache_negative_s: Seconds = _key(
+        60.0, "Remember that a recipient does not exist; 0: never.", ge=0, le=86_400
+    )
+    routes: tuple[Route, ...] = ()
+
+
+class Dns(Section):
+    """`[dns]`: the resolver of the policies; downstream names are resolved by the system."""
+
+    nameservers: tuple[Nameserver, ...] = _key(
+        (), "Addresses, `127.0.0.1:5353`; port 53 unless given; empty: the system's."
+    )
+    timeout_s: Seconds = _key(5.0, "For one question.", gt=0, le=60)
+    total_timeout_s: Seconds = _key(20.0, "For one message.", gt=0, le=120)
+
+
+class State(Section):
+    """`[state]`: what policies remember between messages; opened when a policy needs it."""
+
+    url: StateUrl = Field(
+        default="sqlite:///var/lib/mxgate/state.db",
+        description="`memory:`, `sqlite:///path`, `redis://`, `rediss://`, `redis+sentinel://` or `redis+cluster://`.",
+        repr=False,
+    )
+    timeout_s: Seconds = _key(0.1, "For one command.", gt=0, le=10)
+    on_outage: OnOutage = _key(
+        OnOutage.LOCAL, "`local`: each worker for itself; `continue`: without; `defer`: 4xx."
+    )
+
+
+class Admin(Section):
+    """`[admin]`: health, metrics and the pages for operators."""
+
+    listen: Listen = _key(
+        HostPort("127.0.0.1", 9464), "Address of `/livez`, `/readyz`, `/metrics` and `/api/v1/`."
+    )
+    token_file: OptionalPath = _key(
+        None, "File with the token that others than loopback must show for `/api/v1/`."
+    )
+
+
+class Auth(Section):
+    """`[auth]`: Authentication-Results."""
+
+    authserv_id: AuthservId = _key("", "Our authserv-id (RFC 8601 2.5); empty: `server.hostname`.")
+
+
+class Log(Section):
+    """`[log]`: standard error."""
+
+    format: LogFormat = _key(LogFormat.JSON, "How a line is written.")
+
+
+class Pipeline(Section):
+    """`[pipeline]`: how policies are run."""
+
+    delay_reject: bool = _key(
+        True,
+        "Answer refusals of CONNECT, EHLO and MAIL at each RCPT, so that the log has the recipient.",
+        strict=True,
+    )
+    observe: bool = _key(False, "Dry run of every policy but the relay guard.", strict=True)
+
+
+class DomainOverride(Section):
+    """`[policy.NAME.domains."example.org"]`: other values for recipients of a domain."""
+
+    mode: Mode | None = _key(None, "Mode for this domain.")
+    settings: Mapping[str, object] = Field(default_factory=dict, description="Settings for this domain.")
+
+
+class PolicySection(Section):
+    """`[policy.NAME]`: the engine's keys of a policy."""
+
+    mode: Mode = _key(Mode.ENFORCE, "`observe`: verdicts are only recorded; `off`: not loaded.")
+    timeout_s: Seconds | None = _key(None, "Deadline of one hook; default: the policy's own.", gt=0, le=60)
+    on_error: OnError | None = _key(None, "When the policy fails; default: the policy's own.")
+    exempt: tuple[str, ...] = _key((), "Networks and trust classes that skip this policy.")
+    file: OptionalPath = _key(None, "Single Python file with the policy; empty: an installed distribution.")
+    settings: Mapping[str, object] = Field(default_factory=dict, description="The policy's own keys.")
+    domains: Mapping[DomainPattern, DomainOverride] = Field(
+        default_factory=dict, description="Other values for recipients of a domain."
+    )
+
+
+PolicyName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    server: Server = Field(default_factory=Server)
+    relay: Relay = Relay()
+    dns: Dns = Dns()
+    state: State = State()
+    admin: Admin = Admin()
+    auth: Auth = Auth()
+    log: Log = Log()
+    pipeline: Pipeline = Pipeline()
+    policy: Mapping[PolicyName, PolicySection] = Field(default_factory=dict)
+
+    _sources: Sources | None = PrivateAttr(default=None)
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the sources that `load` validates from."""
+        self._sources = context
+
+    @property
+    def authserv_id(self) -> str:
+        """The authserv-id that we write and whose forgeries we remove."""
+        return self.auth.authserv_id or self.server.hostname
+
+    def origin(self, path: KeyPath) -> Origin:
+        """Where the value at a path came from; `default` for one that nobody gave."""
+        return self._sources.origin(path) if self._sources else DEFAULT
+
+    def written(self, path: KeyPath) -> str | None:
+        """A value that held `${NAME}`, as it was written; None for all others."""
+        return self._sources.written(path) if self._sources else None
+
+    def problem(self, path: KeyPath, message: str) -> Problem:
+        """A problem with the value at a path, with the place that an operator should look at."""
+        return self._sources.problem(path, message) if self._sources else Problem(dotted(path), message)

@@ -1,0 +1,223 @@
+"""Values of the configuration that are parsed at the border into types: addresses, networks, domains, paths.
+
+Each is an annotated type for the models; what it raises is a ValueError whose text says what to write instead.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
+
+from gateway.config.errors import did_you_mean
+from gateway.smtp.address import AddressError, Domain
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+# Names of containers and of hosts files are looser than mail domains: one label, underscores.
+_HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62})(?:\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?")
+_NUMERIC = re.compile(r"[0-9.]+")
+_PORT = re.compile(r"[0-9]{1,5}")
+# RFC 8601 2.5: authserv-id is a value of RFC 2045 5.1; we write tokens only, so that it never needs quotes.
+_TOKEN = re.compile(r"[!#$%&'*+.0-9A-Z^_`a-z{|}~-]{1,255}")
+STATE_SCHEMES = ("memory", "sqlite", "redis", "rediss", "redis+sentinel", "redis+cluster")
+
+
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    """An address to listen on or to connect to. An IPv6 host carries no brackets here, but `str` writes them."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be a string")
+    return value
+
+
+def _split_port(text: str, *, default: int | None, lowest: int) -> tuple[str, int]:
+    """Host and port of `host:port`; brackets around an IPv6 address are taken off."""
+    host, colon, port = text.rpartition(":")
+    if default is not None and (not colon or text.endswith("]")):
+        host, port = text, str(default)
+    elif not colon or not _PORT.fullmatch(port):
+        raise ValueError(f"{text!r} has no port; write it as 192.0.2.1:25 or [2001:db8::1]:25")
+    if not lowest <= int(port) <= 65535:
+        raise ValueError(f"port {port} is outside {lowest}..65535")
+    if host.startswith("[") and host.endswith("]"):
+        if ":" not in host:
+            raise ValueError(f"{host!r} is not an IPv6 address in brackets")
+        return host[1:-1], int(port)
+    if ":" in host:
+        raise ValueError(f"an IPv6 address needs brackets and a port; write it as [{text}]:25")
+    return host, int(port)
+
+
+def _address(text: str, *, default: int | None, lowest: int) -> HostPort:
+    host, port = _split_port(text, default=default, lowest=lowest)
+    try:
+        return HostPort(str(ipaddress.ip_address(host)), port)
+    except ValueError:
+        raise ValueError(f"{host!r} is not an IP address") from None
+
+
+def parse_listen(value: object) -> HostPort:
+    """An address of this machine; port 0 takes any free one."""
+    return value if isinstance(value, HostPort) else _address(_text(value), default=None, lowest=0)
+
+
+def parse_nameserver(value: object) -> HostPort:
+    """An IP address; port 53 unless given."""
+    if isinstance(value, HostPort):
+        return value
+    text = _text(value)
+    # A bare IPv6 address is unambiguous where the port may be left out.
+    text = f"[{text}]" if text.count(":") > 1 and not text.startswith("[") else text
+    return _address(text, default=53, lowest=1)
+
+
+def parse_downstream(value: object) -> HostPort:
+    """An IP address or a host name, with its port."""
+    if isinstance(value, HostPort):
+        return value
+    host, port = _split_port(_text(value), default=None, lowest=1)
+    try:
+        return HostPort(str(ipaddress.ip_address(host)), port)
+    except ValueError:
+        pass
+    if len(host) > 253 or not _HOST_NAME.fullmatch(host) or _NUMERIC.fullmatch(host):
+        raise ValueError(f"{host!r} is neither an IP address nor a host name")
+    return HostPort(host.lower(), port)
+
+
+def parse_network(value: object) -> Network:
+    """A network in CIDR notation; one address is a network of its own."""
+    if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):
+        return value
+    text = _text(value)
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        pass
+    try:
+        wider = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a network; write it as 192.0.2.0/24 or 2001:db8::/32") from None
+    raise ValueError(f"{text!r} has bits set behind its prefix; did you mean {wider}?")
+
+
+def parse_domain(value: object) -> Domain:
+    """A domain name as A-labels in lower case."""
+    try:
+        return Domain.parse(_text(value))
+    except AddressError as exc:
+        raise ValueError(str(exc)) from None
+
+
+def parse_domain_or_subdomains(value: object) -> str:
+    """`example.org`, or `.example.org` for every name below it."""
+    text = _text(value)
+    if text == "*":
+        raise ValueError(
+            "'*' would accept mail for every domain of the world: that is an open relay; list your domains"
+        )
+    return "." + parse_domain(text[1:]) if text.startswith(".") else parse_domain(text)
+
+
+def parse_domain_pattern(value: object) -> str:
+    """`example.org`, `.example.org`, or `*` for every domain."""
+    return "*" if value == "*" else parse_domain_or_subdomains(value)
+
+
+def _authserv_id(value: object) -> str:
+    text = _text(value)
+    if text and not _TOKEN.fullmatch(text):
+        raise ValueError(f"{text!r} is not a token: letters, digits, '.', '-' and '_'")
+    return text
+
+
+def _path(value: object) -> Path | None:
+    if value is None or isinstance(value, Path):
+        return value
+    text = _text(value)
+    if "\0" in text:
+        raise ValueError("a path cannot contain NUL")
+    return Path(text) if text else None
+
+
+def _state_url(value: object) -> str:
+    # The URL may carry a password: no message may repeat it.
+    url = _text(value)
+    scheme, colon, rest = url.partition(":")
+    if not colon or scheme not in STATE_SCHEMES:
+        known = ", ".join(f"{known}:" for known in STATE_SCHEMES)
+        raise ValueError(
+            f"must begin with one of {known}{did_you_mean(scheme, STATE_SCHEMES) if colon else ''}"
+        )
+    if scheme == "memory" and rest:
+        raise ValueError("memory: takes nothing behind it")
+    if scheme == "sqlite" and not re.fullmatch(r"///[^\0]*[^/\0]", rest):
+        raise ValueError("must name a file: sqlite:///var/lib/mxgate/state.db")
+    if scheme.startswith("redis") and not re.fullmatch(r"//[^/\s]+.*", rest):
+        raise ValueError(f"must name a host: {scheme}://127.0.0.1:6379/0")
+    return url
+
+
+def _workers(value: object) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 256:
+        raise ValueError('must be 1 to 256, or "auto"')
+    return value
+
+
+def _no_bool(value: object) -> object:
+    # Python calls true an integer; an operator who writes `max_recipients = true` has made a mistake.
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+def _json(kind: str, **more: object) -> WithJsonSchema:
+    return WithJsonSchema({"type": kind, **more})
+
+
+_AS_TEXT = PlainSerializer(lambda value: "" if value is None else str(value), return_type=str)
+
+Integer = Annotated[int, BeforeValidator(_no_bool)]
+Seconds = Annotated[float, BeforeValidator(_no_bool)]
+Listen = Annotated[HostPort, PlainValidator(parse_listen), _AS_TEXT, _json("string", examples=["0.0.0.0:25"])]
+Nameserver = Annotated[
+    HostPort, PlainValidator(parse_nameserver), _AS_TEXT, _json("string", examples=["127.0.0.1:53"])
+]
+Downstream = Annotated[
+    HostPort, PlainValidator(parse_downstream), _AS_TEXT, _json("string", examples=["192.0.2.1:25"])
+]
+Networks = Annotated[
+    Network, PlainValidator(parse_network), _AS_TEXT, _json("string", examples=["192.0.2.0/24"])
+]
+DomainName = Annotated[Domain, PlainValidator(parse_domain), _json("string")]
+DomainOrSubdomains = Annotated[str, PlainValidator(parse_domain_or_subdomains), _json("string")]
+DomainPattern = Annotated[str, PlainValidator(parse_domain_pattern), _json("string")]
+AuthservId = Annotated[str, PlainValidator(_authserv_id), _json("string")]
+OptionalPath = Annotated[
+    Path | None, PlainValidator(_path), _AS_TEXT, WithJsonSchema({"type": ["string", "null"]})
+]
+StateUrl = Annotated[
+    str, PlainValidator(_state_url), _json("string", pattern=f"^({'|'.join(map(re.escape, STATE_SCHEMES))}):")
+]
+Workers = Annotated[
+    int | Literal["auto"],
+    PlainValidator(_workers),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 256}, {"const": "auto"}]}),
+]

@@ -1,0 +1,260 @@
+"""gateway.cli: what the commands print, and the exit codes of the contract."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from gateway import __version__
+from gateway.cli import cli
+from gateway.config import Config
+
+CONFIG = """\
+[server]
+hostname = "mx.example.org"
+listen = ["127.0.0.1:2525"]
+[relay]
+domains = ["example.org"]
+[[relay.routes]]
+downstream = ["192.0.2.5:25"]
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_configuration_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("MXGATE"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mxgate.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def run(*arguments: str | Path) -> Result:
+    result = CliRunner().invoke(cli, [*map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def test_check_config_says_what_was_found(file: Path) -> None:
+    result = run("check-config", "--config", file)
+    assert result.exit_code == 0
+    expected = (
+        "ok: listen 127.0.0.1:2525; domains example.org; routes * to 192.0.2.5:25; policies relay_guard"
+    )
+    assert result.stdout.startswith(expected)
+    assert (
+        result.stderr
+        == f"warning: {file}:1:1: server.tls.cert_file: no certificate: mail arrives unencrypted\n"
+    )
+
+
+def test_check_config_warns_of_what_is_allowed_but_odd(file: Path) -> None:
+    more = """
+    [policy.greylits]
+    mode = "off"
+    [policy.greylist.settings]
+    delay_s = 300
+    """
+    file.write_text(
+        CONFIG.replace("[relay]", '[relay]\ntrusted_networks = ["10.0.0.0/8", "0.0.0.0/0"]') + more
+    )
+    result = run("--set", "server.hostname=mx", "check-config", "--config", file)
+    assert result.exit_code == 0
+    warnings = [
+        line.removeprefix(f"warning: {file}:").partition(": ")[0::2] for line in result.stderr.splitlines()
+    ]
+    assert (
+        "5:35",
+        "relay.trusted_networks[1]: everybody in 0.0.0.0/0 may relay anywhere through this gateway",
+    ) in warnings
+    assert ("10:5", "policy.greylits: no policy of this name is known; it is off") in warnings
+    assert "server.hostname: mx is not fully qualified" in result.stderr
+    assert "trusted_networks[0]" not in result.stderr
+
+
+def test_a_problem_is_one_line_with_the_offending_line_and_a_caret(file: Path) -> None:
+    file.write_text(CONFIG + "\tidenity = 'none'\n")
+    result = run("check-config", "--config", file)
+    assert result.exit_code == 78
+    assert result.stdout == ""
+    assert result.stderr == (
+        f"{file}:8:2: relay.routes[0].idenity: unknown key; did you mean identity?\n"
+        "    \tidenity = 'none'\n"
+        "    \t^\n"
+    )
+
+
+def test_check_config_tells_of_files_and_policies_in_one_go(file: Path) -> None:
+    file.write_text(CONFIG + "[policy.nonexistent]\n")
+    result = run("check-config", "--config", file, "--set", "server.spool_dir=/nonexistent")
+    assert result.exit_code == 78
+    assert "--set server.spool_dir: server.spool_dir: /nonexistent cannot hold files" in result.stderr
+    assert f"{file}:8:1: policy.nonexistent: policy nonexistent is not installed" in result.stderr
+
+
+def test_check_config_speaks_json(file: Path) -> None:
+    result = run("check-config", "--json", "--config", file)
+    found = json.loads(result.stdout)
+    assert found["ok"] is True
+    assert found["listen"] == ["127.0.0.1:2525"]
+    assert found["policies"][0] == "relay_guard"
+    assert found["warnings"][0]["path"] == "server.tls.cert_file"
+    result = run("check-config", "--json", "--config", file, "--set", "log.format=x")
+    assert result.exit_code == 78
+    assert json.loads(result.stdout) == {
+        "ok": False,
+        "problems": [
+            {
+                "path": "log.format",
+                "message": "must be one of json, logfmt, console",
+                "source": "--set log.format",
+                "line": None,
+                "column": None,
+            }
+        ],
+    }
+
+
+def test_the_file_comes_from_the_command_the_group_the_environment_or_its_place(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(CONFIG.replace("mx.", "other."))
+    monkeypatch.setattr("gateway.cli.DEFAULT_CONFIG", str(other))
+    assert "other.example.org" in run("config", "show").stdout
+    monkeypatch.setenv("MXGATE_CONFIG", str(file))
+    assert "mx.example.org" in run("config", "show").stdout
+    assert "other.example.org" in run("--config", other, "config", "show").stdout
+    assert "mx.example.org" in run("--config", other, "config", "show", "--config", file).stdout
+
+
+def test_overrides_of_the_command_come_after_those_of_the_group(file: Path) -> None:
+    result = run(
+        "--set", "server.max_errors=1", "config", "show", "--config", file, "--set", "server.max_errors=2"
+    )
+    assert "server.max_errors = 2\n" in result.stdout
+
+
+def test_config_show_tells_where_values_come_from(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MXGATE__STATE__URL", "redis://:hunter2@redis")
+    lines = run("config", "show", "--origin", "--config", file).stdout.splitlines()
+    assert f'server.hostname = "mx.example.org"  # {file}:2:1' in lines
+    assert 'state.url = "redis://***@redis"  # environment MXGATE__STATE__URL' in lines
+    assert "server.max_recipients = 200  # default" in lines
+    shown = json.loads(run("config", "show", "--origin", "--json", "--config", file).stdout)
+    assert shown["server.hostname"] == {"value": "mx.example.org", "origin": f"{file}:2:1"}
+    assert (
+        json.loads(run("config", "show", "--json", "--config", file).stdout)["server.max_recipients"] == 200
+    )
+
+
+def test_schema_and_reference_are_printed() -> None:
+    assert json.loads(run("config", "schema").stdout)["title"] == "Config"
+    assert run("config", "docs").stdout.startswith("# Configuration\n")
+
+
+def test_version_names_the_policies_that_are_installed() -> None:
+    assert run("version").stdout.startswith(f"mxgate {__version__} (Python 3.")
+    found = json.loads(run("version", "--json").stdout)
+    assert found["version"] == __version__
+    assert found["policies"]["relay_guard"].startswith("mxgate ")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["serve", "--nonsense"], [], ["config"], ["version", "x"]]
+)
+def test_wrong_usage_is_64(arguments: list[str]) -> None:
+    assert run(*arguments).exit_code == 64
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", "serve", "check-config", "config", "config show", "config schema", "config docs", "version", "demo"],
+)
+def test_every_command_has_help(command: str) -> None:
+    result = run(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Usage: ")
+
+
+def test_serve_hands_the_configuration_to_the_supervisor(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def supervise(config: Config, *, config_path: Path, overrides: tuple[str, ...]) -> int:
+        called.append((config.server.max_errors, config_path, overrides))
+        return 3
+
+    stand_in(monkeypatch, "supervisor", run=supervise)
+    assert run("serve", "--config", file, "--set", "server.max_errors=7").exit_code == 3
+    assert called == [(7, file, ("server.max_errors=7",))]
+
+
+def test_serve_refuses_to_start_with_a_file_that_it_cannot_use(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, "supervisor")
+    result = run(
+        "serve", "--config", file, "--set", "server.tls={cert_file='/nonexistent', key_file='/nonexistent'}"
+    )
+    assert result.exit_code == 78
+    assert "server.tls.cert_file: /nonexistent cannot be read" in result.stderr
+
+
+def test_demo_runs_in_the_directory_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Path] = []
+
+    def first_hour(directory: Path) -> int:
+        called.append(directory)
+        return 0
+
+    stand_in(monkeypatch, "demo", run=first_hour)
+    assert run("demo", "--dir", tmp_path).exit_code == 0
+    assert run("demo").exit_code == 0
+    assert called == [tmp_path, Path("mxgate-demo")]
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **members: object) -> None:
+    module = types.ModuleType(f"gateway.{name}")
+    vars(module).update(members)
+    monkeypatch.setitem(sys.modules, f"gateway.{name}", module)
+    monkeypatch.setattr(f"gateway.{name}", module, raising=False)
+
+
+@pytest.mark.e2e
+def test_the_real_command_reads_standard_input_and_keeps_its_exit_codes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gateway"]
+
+    def finished(arguments: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *arguments], input=text, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    good = finished(["check-config", "--config", "-"], CONFIG)
+    assert (good.returncode, good.stdout[:3]) == (0, "ok:")
+    bad = finished(["serve", "--config", "-"], CONFIG.replace("hostname", "host_name"))
+    assert bad.returncode == 78
+    assert bad.stderr.startswith("/dev/stdin:2:1: server.host_name: unknown key; did you mean hostname?\n")
+    assert finished(["serve", "--config", str(tmp_path / "none.toml")]).returncode == 78
+    assert finished(["nonsense"]).returncode == 64
+
+
+@pytest.mark.e2e
+def test_a_reader_that_goes_away_gets_no_traceback() -> None:
+    process = subprocess.run(
+        f"{sys.executable} -m gateway config schema | head -n 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.stderr == ""
