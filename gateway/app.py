@@ -21,9 +21,26 @@ from gateway.adapters import memory
 from gateway.adapters.listener import Listener, ListenerSettings
 from gateway.adapters.log import open_log, take_over_library_logs
 from gateway.adapters.metrics import ProcessMetrics
-from gateway.adapters.relay import HostSettings, RelaySettings, RelaySettingsError, RouteSettings, SmtpRelay, TlsMode
+from gateway.adapters.relay import (
+    HostSettings,
+    RelaySettings,
+    RelaySettingsError,
+    RouteSettings,
+    SmtpRelay,
+    TlsMode,
+)
 from gateway.adapters.tls import CertificateError, ServerTls
-from gateway.channel import Channel, ChannelError, Drain, Message, MetricsPush, Request, Response, State, open_channel
+from gateway.channel import (
+    Channel,
+    ChannelError,
+    Drain,
+    Message,
+    MetricsPush,
+    Request,
+    Response,
+    State,
+    open_channel,
+)
 from gateway.config import Config, ConfigError
 from gateway.config.explain import print_problems
 from gateway.errors import GatewayError
@@ -63,7 +80,9 @@ def run_worker(
 ) -> int:
     """Serve until drained; the exit code. Everything that this process needs from its parent is in the arguments."""
     metrics = ProcessMetrics()
-    lost_lines = metrics.counters("mxgate_log_lines_lost_total", "Log lines that could not be written").labels()
+    lost_lines = metrics.counters(
+        "mxgate_log_lines_lost_total", "Log lines that could not be written"
+    ).labels()
     log = open_log(config.log.format, on_loss=lost_lines.inc)
     take_over_library_logs(log)
     try:
@@ -80,12 +99,12 @@ def run_worker(
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's where it is installed (the extra `fast`)."""
+    """The one of uvloop where it is installed (the extra `fast`)."""
     try:
         import uvloop  # noqa: PLC0415  # optional
     except ImportError:
         return None
-    return uvloop.new_event_loop  # type: ignore[no-any-return]  # untyped in some versions
+    return uvloop.new_event_loop
 
 
 class Worker:
@@ -106,7 +125,10 @@ class Worker:
         self._state = State(listening=False, draining=False, policies_started=False)
 
     async def run(
-        self, listening: Sequence[socket.socket], listening_tls: Sequence[socket.socket], channel: socket.socket
+        self,
+        listening: Sequence[socket.socket],
+        listening_tls: Sequence[socket.socket],
+        channel: socket.socket,
     ) -> int:
         """Start, serve, drain."""
         config = self._config

@@ -124,7 +124,7 @@ def serve(given: Given) -> int:
     check_files(config)
     from gateway import supervisor  # noqa: PLC0415 - the engine and aiohttp; no other command needs them
 
-    return supervisor.run(config, config_path=given.path, overrides=given.overrides)
+    return supervisor.run(config, config_path=str(given.path), overrides=given.overrides)
 
 
 @cli.command("check-config")

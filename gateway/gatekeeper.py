@@ -25,7 +25,7 @@ from gateway.smtp.command import Extension
 from gateway.smtp.content import Fault
 from gateway.smtp.reply import Reply
 from gateway.smtp.server import Extensions
-from gateway.verdict import Action, AddField, Stage, Verdict
+from gateway.verdict import Action, AddField, Stage
 
 if TYPE_CHECKING:
     from gateway.pipeline import Decided, Pipeline
@@ -110,13 +110,13 @@ class Gatekeeper:
             "mxgate_content_bytes_total", "Octets of content that was delivered"
         ).labels()
         durations = services.metrics.histograms(
-            "mxgate_transaction_duration_seconds", "From MAIL to the final reply, by what became of it", ("action",)
+            "mxgate_transaction_duration_seconds",
+            "From MAIL to the final reply, by what became of it",
+            ("action",),
         )
         self.duration = {a: durations.labels(a) for a in _DONE.values()}
 
-    def open(
-        self, client: IPv4Address | IPv6Address, port: int, tls: TlsInfo | None = None
-    ) -> Conversation:
+    def open(self, client: IPv4Address | IPv6Address, port: int, tls: TlsInfo | None = None) -> Conversation:
         """A new session of this client."""
         if isinstance(client, IPv6Address) and client.ipv4_mapped is not None:
             client = client.ipv4_mapped
@@ -139,6 +139,15 @@ class Gatekeeper:
 
 
 @dataclass(slots=True)
+class _Word:
+    """What one recipient is answered, and why."""
+
+    reply: Reply
+    reason: str
+    close: bool = False
+
+
+@dataclass(slots=True)
 class _Open:
     """The open transaction as it grows."""
 
@@ -147,7 +156,6 @@ class _Open:
     route: str | None = None
     accepted: list[Recipient] = field(default_factory=list)
     refused: list[tuple[Recipient, Reply, str]] = field(default_factory=list)
-    held: Decided | None = None
     body: Body | None = None
     reader: HeaderReader | None = None
     trouble: Answer | None = None  # what the end of the content will be answered
@@ -202,57 +210,56 @@ class Conversation:
         """RCPTs that came together: policies, the downstream's word on those that are left, policies again."""
         open_ = self._open
         assert open_ is not None
-        gate, tx = self._gate, open_.tx
-        answers: list[Reply | None] = []
-        close = False
-        route = open_.route
-        for rcpt in rcpts:
-            decided = self._held_for(open_)
-            if decided is None:
-                decided = await gate.pipeline.rcpt_before(tx, rcpt)
-            refusal = decided.verdict.reply
-            reason = decided.verdict.reason
-            if refusal is None:
-                its_route = gate.relay.route(rcpt.mailbox)
-                refusal, reason = self._route_refusal(its_route, route, tx.envelope)
-                if refusal is None:
-                    route = its_route
-            close = close or decided.verdict.close
-            answers.append(refusal)
-            if refusal is not None:
-                open_.refused.append((rcpt, refusal, reason))
-        asked = [rcpt for rcpt, answer in zip(rcpts, answers, strict=True) if answer is None]
+        gate = self._gate
+        words = [await self._before(open_, rcpt) for rcpt in rcpts]
+        asked = [rcpt for rcpt, word in zip(rcpts, words, strict=True) if word is None]
         if asked:
-            word = iter(await gate.relay.verify(self.session, tx.envelope, asked))
-            for index, rcpt in enumerate(rcpts):
-                if answers[index] is not None:
-                    continue
-                answer, reason = next(word), "downstream"
-                if answer.is_positive:
-                    decided = await gate.pipeline.rcpt_after(tx, rcpt)
-                    if decided.verdict.reply is not None:
-                        answer, reason = decided.verdict.reply, decided.verdict.reason
-                        close = close or decided.verdict.close
-                answers[index] = answer
-                if answer.is_positive:
-                    open_.accepted.append(rcpt)
-                    open_.route = route
-                else:
-                    open_.refused.append((rcpt, answer, reason))
-        replies = tuple(a for a in answers if a is not None)
-        for answer in replies:
-            key = "accepted" if answer.is_positive else "deferred" if answer.is_transient else "rejected"
-            gate.recipients[key].inc()
-        return RcptAnswers(replies, sum(a.enhanced in UNKNOWN_RECIPIENT for a in replies), close)
+            downstream = iter(await gate.relay.verify(self.session, open_.tx.envelope, asked))
+            words = [
+                word or await self._after(open_, rcpt, next(downstream))
+                for rcpt, word in zip(rcpts, words, strict=True)
+            ]
+        replies = []
+        unknown = 0
+        close = False
+        for rcpt, word in zip(rcpts, words, strict=True):
+            assert word is not None
+            answer = word.reply
+            replies.append(answer)
+            close = close or word.close
+            if answer.is_positive:
+                open_.accepted.append(rcpt)
+                gate.recipients["accepted"].inc()
+            else:
+                open_.refused.append((rcpt, answer, word.reason))
+                gate.recipients["deferred" if answer.is_transient else "rejected"].inc()
+                unknown += answer.enhanced in UNKNOWN_RECIPIENT
+        return RcptAnswers(tuple(replies), unknown, close)
 
-    def _route_refusal(
-        self, its_route: str | None, route: str | None, envelope: Envelope
-    ) -> tuple[Reply | None, str]:
-        if its_route is None:
-            return reply.INTERNAL, "no_route"
-        if route is not None and its_route != route:
-            return reply.TOO_MANY_RECIPIENTS, "other_route"
-        return self._gate.relay.refusal(its_route, envelope), "route"
+    async def _before(self, open_: _Open, rcpt: Recipient) -> _Word | None:
+        """What is said of a recipient before the downstream is asked; None: it is to be asked."""
+        decided = self._held_refusal() or await self._gate.pipeline.rcpt_before(open_.tx, rcpt)
+        verdict = decided.verdict
+        if verdict.reply is not None:
+            return _Word(verdict.reply, verdict.reason, verdict.close)
+        relay = self._gate.relay
+        route = relay.route(rcpt.mailbox)
+        if route is None:
+            return _Word(reply.INTERNAL, "no_route")
+        if open_.route is None:
+            open_.route = route
+        elif route != open_.route:
+            return _Word(reply.TOO_MANY_RECIPIENTS, "other_route")
+        refusal = relay.refusal(route, open_.tx.envelope)
+        return _Word(refusal, "route") if refusal is not None else None
+
+    async def _after(self, open_: _Open, rcpt: Recipient, answer: Reply) -> _Word:
+        """What is said of a recipient after the downstream was asked."""
+        if answer.is_positive:
+            verdict = (await self._gate.pipeline.rcpt_after(open_.tx, rcpt)).verdict
+            if verdict.reply is not None:
+                return _Word(verdict.reply, verdict.reason, verdict.close)
+        return _Word(answer, "downstream")
 
     def begin_content(self, *, is_stuffed: bool) -> None:
         """DATA or the first BDAT."""
@@ -320,15 +327,15 @@ class Conversation:
                 self._drop_content(open_, reply.BAD_HEADER, "header")
         if open_.trouble is not None:
             return self._finish(open_, open_.trouble.reply, open_.reason)
-        open_.tx = tx = replace(
-            open_.tx, envelope=replace(open_.tx.envelope, rcpts=tuple(open_.accepted))
-        )
+        open_.tx = tx = replace(open_.tx, envelope=replace(open_.tx.envelope, rcpts=tuple(open_.accepted)))
         decided = await gate.pipeline.eom(tx)
         verdict = decided.verdict
         if verdict.results:
             open_.tx = tx = replace(tx, results=tx.results + verdict.results)
         if verdict.reply is not None:
-            return self._finish(open_, verdict.reply, verdict.reason, policy=decided.policy, close=verdict.close)
+            return self._finish(
+                open_, verdict.reply, verdict.reason, policy=decided.policy, close=verdict.close
+            )
         assert tx.message is not None
         added, removed = split_edits(verdict.edits)
         if verdict.action is Action.QUARANTINE:
@@ -336,12 +343,20 @@ class Conversation:
         added.append(received(tx, gate.settings.hostname, gate.services.clock.now()))
         removed.add(QUARANTINE_FIELD.lower().encode("ascii"))
         content = apply_edits(tx.message, added, lambda f: f.name in removed)
-        delivery = await gate.relay.deliver(tx, content)
+        try:
+            delivery = await gate.relay.deliver(tx, content)
+        except SpoolError as exc:  # the content cannot be read back; nothing was delivered
+            gate.services.log.error("spool.failed", tx=tx.id, error=str(exc))
+            return self._finish(open_, reply.INTERNAL, "spool")
         if delivery.stored:
             gate.content_bytes.inc(tx.message.size_bytes)
         reason = verdict.reason if delivery.stored else delivery.error
         return self._finish(
-            open_, delivery.reply, reason, delivered=delivery.stored, quarantined=verdict.action is Action.QUARANTINE
+            open_,
+            delivery.reply,
+            reason,
+            delivered=delivery.stored,
+            quarantined=verdict.action is Action.QUARANTINE,
         )
 
     def reset(self) -> None:
@@ -375,7 +390,7 @@ class Conversation:
             return None
         return Answer(answer, decided.verdict.close)
 
-    def _held_for(self, open_: _Open) -> Decided | None:
+    def _held_refusal(self) -> Decided | None:
         if not self._held:
             return None
         return max(self._held.values(), key=lambda d: d.verdict.action)

@@ -155,7 +155,9 @@ class Pipeline:
                 async with asyncio.timeout(planned.timeout_s):
                     await planned.policy.on_outcome(tx, outcome)
             except Exception as exc:  # noqa: BLE001  # a stranger's code must not touch the session
-                self._services.log.error("policy.failed", policy=planned.name, stage="outcome", error=repr(exc))
+                self._services.log.error(
+                    "policy.failed", policy=planned.name, stage="outcome", error=repr(exc)
+                )
 
     @property
     def has_outcome(self) -> bool:
@@ -203,11 +205,11 @@ class Pipeline:
         """The verdicts of policies that suspended, each within its own deadline and the stage's."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        open_ = dict((task, planned) for planned, task in waiting)
+        open_ = {task: planned for planned, task in waiting}
         verdicts: list[tuple[Step, Verdict]] = []
         try:
             while open_:
-                until = min(min(begun + p.timeout_s for p in open_.values()), deadline)
+                until = min(*(begun + p.timeout_s for p in open_.values()), deadline)
                 done, _ = await asyncio.wait(
                     open_, timeout=max(0.0, until - loop.time()), return_when=asyncio.FIRST_COMPLETED
                 )
@@ -219,7 +221,9 @@ class Pipeline:
                     if now >= min(begun + planned.timeout_s, deadline):
                         del open_[task]
                         task.cancel()
-                        verdicts.append((planned, self._failed(planned, stage, "timeout", "deadline exceeded")))
+                        verdicts.append(
+                            (planned, self._failed(planned, stage, "timeout", "deadline exceeded"))
+                        )
         finally:
             for task in open_:
                 task.cancel()
@@ -241,7 +245,9 @@ class Pipeline:
 
     def _failed(self, planned: Step, stage: Stage, failure: str, error: str) -> Verdict:
         self._failures[planned.name, stage, failure].inc()
-        self._services.log.error("policy.failed", policy=planned.name, stage=stage, reason=failure, error=error)
+        self._services.log.error(
+            "policy.failed", policy=planned.name, stage=stage, reason=failure, error=error
+        )
         method = planned.policy.method
         # a check that could not be made is temperror, never none (STANDARDS: RFC 8601 2.7)
         results = (AuthResult(method, Result.TEMPERROR, "policy failed"),) if method else ()
@@ -258,7 +264,9 @@ def rank_of(steps: Sequence[Step]) -> dict[str, int]:
     for planned in steps:
         missing = set(planned.policy.requires) - names
         if missing:
-            raise PlanError(f"policy {planned.name} requires {', '.join(sorted(missing))}, which is not in the plan")
+            raise PlanError(
+                f"policy {planned.name} requires {', '.join(sorted(missing))}, which is not in the plan"
+            )
     before = {s.name: (set(s.policy.requires) | set(s.policy.after)) & names for s in steps}
     ranks: dict[str, int] = {}
     while len(ranks) < len(before):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
@@ -101,7 +101,7 @@ class Slot(Generic[T]):
 
     def get(self, tx: Transaction) -> T | None:
         """What was put there for this transaction, None when nothing was."""
-        return tx.notes.get(self)  # type: ignore[return-value]  # put() is the only writer and takes a T
+        return cast("T | None", tx.notes.get(self))  # put() is the only writer and takes a T
 
     def put(self, tx: Transaction, value: T) -> None:
         """Keep a value until the transaction ends."""
@@ -127,4 +127,4 @@ class Transaction:
     envelope: Envelope
     message: Message | None = None
     results: tuple[AuthResult, ...] = ()
-    notes: dict[Slot[object], object] = field(default_factory=dict, repr=False, compare=False)
+    notes: dict[object, object] = field(default_factory=dict, repr=False, compare=False)

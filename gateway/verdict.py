@@ -13,6 +13,8 @@ from enum import IntEnum, StrEnum
 from gateway.smtp.reply import Reply
 
 _REASON = re.compile(r"[a-z][a-z0-9_]{0,62}")
+# RFC 5322 2.2: printable ASCII but the colon; the length is ours
+_FIELD_NAME = re.compile(r"[\x21-\x39\x3b-\x7e]{1,77}")
 
 
 class Stage(StrEnum):
@@ -73,17 +75,22 @@ class AddField:
     value: str
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\x21-\x39\x3b-\x7e]{1,77}", self.name):
+        if not _FIELD_NAME.fullmatch(self.name):
             raise ValueError(f"{self.name!r} is no field name")
+        self.value.encode()  # a lone surrogate raises UnicodeEncodeError, which is a ValueError
         if re.search(r"[\r\n\0]", re.sub(r"\r\n(?=[ \t]+\S)", "", self.value)):
             raise ValueError(f"the value of {self.name} holds a line end that is no folding")
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveFields:
-    """Header edit: take out every field of this name, compared without case."""
+    """Header edit: take out every field of this name, compared without case. Raises ValueError for what is no name."""
 
     name: str
+
+    def __post_init__(self) -> None:
+        if not _FIELD_NAME.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} is no field name")
 
 
 HeaderEdit = AddField | RemoveFields
@@ -148,12 +155,12 @@ def reject(reason: str, reply: Reply, *, results: Sequence[AuthResult] = (), clo
 
 
 def merge(verdicts: Iterable[Verdict]) -> Verdict:
-    """One verdict of many: the strictest action with its reason and reply (the first among equals), all results and edits."""
+    """One verdict of many: the strictest with its reason and reply (the first among equals), all results and edits."""
     strictest = _PROCEED
     results: list[AuthResult] = []
     edits: list[HeaderEdit] = []
     for verdict in verdicts:
-        if verdict.action > strictest.action or (not strictest.reason and verdict.action == strictest.action):
+        if verdict.action > strictest.action or (strictest is _PROCEED and verdict.action == Action.CONTINUE):
             strictest = verdict
         results += verdict.results
         edits += verdict.edits

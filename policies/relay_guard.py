@@ -46,7 +46,7 @@ _CHECK_FILES_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class RelayGuardSettings:
     """Filled from the table [relay]."""
 
     domains: tuple[str, ...] = field(
@@ -62,14 +62,14 @@ class ListError(ValueError):
     """A file of domains or recipients has a line that is neither; the text names file and line."""
 
 
-class RelayGuard(Policy[Settings]):
+class RelayGuard(Policy[RelayGuardSettings]):
     """Refuses every recipient that is not ours to deliver to. Fails closed: its own trouble is a 4xx."""
 
     name = "relay_guard"
-    Settings = Settings
+    Settings = RelayGuardSettings
     on_error = OnError.DEFER
 
-    def __init__(self, settings: Settings, services: Services) -> None:
+    def __init__(self, settings: RelayGuardSettings, services: Services) -> None:
         super().__init__(settings, services)
         exact, parents = _split(_domain_entry(entry) for entry in settings.domains)
         self._own_exact, self._own_parents = exact, parents
@@ -147,7 +147,7 @@ class _Watched:
         self._stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
 
     def refresh(self) -> bool:
-        """Read the file again if it changed; True when it was read. What cannot be read leaves the entries as they are."""
+        """Read the file again if it changed; True when it was read. A bad file changes nothing."""
         if self.path is None or (now := self._services.clock.monotonic()) < self._look_at:
             return False
         self._look_at = now + _CHECK_FILES_S
@@ -177,7 +177,8 @@ def _folded(mailbox: Mailbox) -> str:
 
 def _split(entries: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
     """Exact names, and the parents of ".example.org" entries."""
-    exact, parents = set(), set()
+    exact: set[str] = set()
+    parents: set[str] = set()
     for entry in entries:
         (parents if entry.startswith(".") else exact).add(entry.removeprefix("."))
     return frozenset(exact), frozenset(parents)

@@ -190,13 +190,13 @@ def test_every_command_has_help(command: str) -> None:
 def test_serve_hands_the_configuration_to_the_supervisor(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
 
-    def supervise(config: Config, *, config_path: Path, overrides: tuple[str, ...]) -> int:
+    def supervise(config: Config, *, config_path: str, overrides: tuple[str, ...]) -> int:
         called.append((config.server.max_errors, config_path, overrides))
         return 3
 
     stand_in(monkeypatch, "supervisor", run=supervise)
     assert run("serve", "--config", file, "--set", "server.max_errors=7").exit_code == 3
-    assert called == [(7, file, ("server.max_errors=7",))]
+    assert called == [(7, str(file), ("server.max_errors=7",))]
 
 
 def test_serve_refuses_to_start_with_a_file_that_it_cannot_use(

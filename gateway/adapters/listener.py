@@ -14,10 +14,10 @@ import socket
 import ssl
 import traceback
 from collections import Counter as Tally
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
 
 from gateway.session import TlsInfo
 from gateway.smtp import reply, server
@@ -91,20 +91,30 @@ class Listener:
         self._sweep: asyncio.TimerHandle | None = None
         self._drained = asyncio.Event()
         metrics = services.metrics
-        connections = metrics.counters("mxgate_connections_total", "Connections by how they began", ("outcome",))
+        connections = metrics.counters(
+            "mxgate_connections_total", "Connections by how they began", ("outcome",)
+        )
         self.connections = {o: connections.labels(o) for o in ("served", "limit", "client_limit")}
-        self.open_connections = metrics.gauges("mxgate_open_connections", "Connections that are open").labels()
+        self.open_connections = metrics.gauges(
+            "mxgate_open_connections", "Connections that are open"
+        ).labels()
         self._replies = metrics.counters("mxgate_replies_total", "Replies to clients by code", ("code",))
         self.replies: dict[int, Any] = {}
-        self._closed = metrics.counters("mxgate_closed_sessions_total", "Sessions by what ended them", ("reason",))
+        self._closed = metrics.counters(
+            "mxgate_closed_sessions_total", "Sessions by what ended them", ("reason",)
+        )
         self.closed: dict[str, Any] = {}
-        handshakes = metrics.counters("mxgate_tls_handshakes_total", "TLS handshakes by outcome", ("outcome",))
+        handshakes = metrics.counters(
+            "mxgate_tls_handshakes_total", "TLS handshakes by outcome", ("outcome",)
+        )
         self.handshakes = {o: handshakes.labels(o) for o in ("done", "failed")}
 
-    async def start(self, sockets: list[socket.socket], tls_sockets: list[socket.socket]) -> None:
+    async def start(self, sockets: Sequence[socket.socket], tls_sockets: Sequence[socket.socket]) -> None:
         """Accept connections on sockets that are bound already; those of `tls_sockets` begin with a handshake."""
         for sock in sockets:
-            self._servers.append(await self.loop.create_server(lambda: Connection(self), sock=sock, backlog=BACKLOG))
+            self._servers.append(
+                await self.loop.create_server(lambda: Connection(self), sock=sock, backlog=BACKLOG)
+            )
         for sock in tls_sockets:
             assert self.tls is not None
             self._servers.append(
@@ -380,16 +390,10 @@ class Connection(asyncio.Protocol):
         except Exception as exc:  # noqa: BLE001  # the barrier around a session
             self._fail(exc)
             return
-        codes = smtp.codes
-        progressed = bool(codes)
-        if progressed:
-            self._listener.count_replies(codes)
-        if output := smtp.take_output():
-            self._transport.write(output)
-        if self._is_closed:
-            self._transport.close()
-            return
+        progressed = self._flush()
         phase = smtp.phase
+        if phase is Phase.CLOSED:
+            return
         if progressed or phase is not self._phase:
             now = self._listener.now
             if phase is Phase.CONTENT and self._phase is not Phase.CONTENT:
@@ -401,6 +405,15 @@ class Connection(asyncio.Protocol):
                 return
         if smtp.buffered_bytes > _MAX_UNREAD_BYTES or self._reading_paused:
             self._balance()
+
+    def _flush(self) -> bool:
+        """Write the replies that are due; whether there were any."""
+        codes = self._server.codes
+        if not codes:
+            return False
+        self._listener.count_replies(codes)
+        self._transport.write(self._server.take_output())
+        return True
 
     def _balance(self) -> None:
         """Read only while replies go out and input does not pile up."""
@@ -448,11 +461,7 @@ class Connection(asyncio.Protocol):
             error="".join(traceback.format_exception(exc)),
         )
         self._server.close("failed", reply.INTERNAL_CLOSING)
-        self._listener.count_replies(self._server.codes)
-        self._listener.count_closed("failed")
-        self._is_closed = True
-        self._transport.write(self._server.take_output())
-        self._transport.close()
+        self._on_closing(server.Closing("failed"))
 
     # --- events -------------------------------------------------------------------------------------------
 
@@ -491,13 +500,15 @@ class Connection(asyncio.Protocol):
         self._conversation.reset()
 
     def _on_closing(self, event: server.Closing) -> None:
+        self._flush()
         self._is_closed = True
         self._listener.count_closed(event.reason)
+        self._transport.close()
 
     def _on_starttls(self, _event: server.StartTls) -> None:
         # the ClientHello must not be read as a command
         self._transport.pause_reading()
-        self._transport.write(self._server.take_output())
+        self._flush()
         self._await(self._handshake(), lambda _: None)
 
     async def _handshake(self) -> None:
@@ -523,7 +534,7 @@ class Connection(asyncio.Protocol):
         self._conversation.tls_started(_describe(transport.get_extra_info("ssl_object")))
         self._server.tls_started()
 
-    _handlers: dict[type, Callable[..., None]] = {
+    _handlers: ClassVar[dict[type, Callable[..., None]]] = {
         server.Greeted: _on_greeted,
         server.MailFrom: _on_mail,
         server.RcptTo: _on_rcpt,

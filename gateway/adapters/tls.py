@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +31,7 @@ class ServerTls:
         self._load(self.context)
 
     def refresh(self) -> None:
-        """Load the certificate again if its files changed; one that cannot be loaded is logged and the old one stays."""
+        """Load the certificate again if its files changed; one that cannot be loaded is logged and not taken."""
         try:
             stamp = self._stamp()
             if stamp == self._seen:
@@ -55,7 +54,7 @@ class ServerTls:
 
     def _stamp(self) -> tuple[tuple[int, int], ...]:
         try:
-            stats = [os.stat(Path(name)) for name in self._files]
+            stats = [Path(name).stat() for name in self._files]
         except OSError as exc:
             raise CertificateError(f"{exc.filename}: {exc.strerror}") from exc
         return tuple((s.st_mtime_ns, s.st_ino) for s in stats)

@@ -41,7 +41,7 @@ _WORDS = {
 def explain(error: ValidationError, kind: type, data: object) -> dict[KeyPath, str]:
     """One message for each path of `data`, which was to become a `kind`."""
     messages: dict[KeyPath, list[str]] = {}
-    details = [(_path_in(data, detail), detail) for detail in error.errors(include_url=False)]
+    details = [(_path_in(data, detail, kind), detail) for detail in error.errors(include_url=False)]
     for path, detail in details:
         # pydantic counts the good elements only: a list with a bad one is then also "too short".
         if detail["type"] == "too_short" and any(path == other[:-1] for other, _ in details):
@@ -61,16 +61,16 @@ def print_problems(error: ConfigError, stream: TextIO) -> None:
             print(f"    {excerpt}\n    {before}^", file=stream)
 
 
-def _path_in(data: Any, detail: ErrorDetails) -> KeyPath:
+def _path_in(data: Any, detail: ErrorDetails, kind: type) -> KeyPath:
     """The location in an error without what pydantic adds for unions and keys of mappings."""
     path: KeyPath = ()
     for part in detail["loc"]:
-        is_here = (
-            part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data))
-        )
-        if not is_here:
-            return (*path, part) if detail["type"] == "missing" else path
-        data = data[part]
+        is_index = isinstance(data, list) and part in range(len(data))
+        is_given = is_index or (isinstance(data, dict) and part in data)
+        # A key that is required, or whose default is bad, is not given but known.
+        if not is_given and part not in _keys(kind, path):
+            break
+        data = data[part] if is_given else None
         path = (*path, part)
     return path
 

@@ -312,7 +312,8 @@ PolicyName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 class Config(Section):
     """The whole configuration."""
 
-    server: Server = Field(default_factory=Server)
+    # Validated, so that a machine's name that cannot be used is told as server.hostname.
+    server: Server = Field(default={}, validate_default=True)
     relay: Relay = Relay()
     dns: Dns = Dns()
     state: State = State()

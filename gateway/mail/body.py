@@ -49,13 +49,13 @@ class Spool:
     def open_file(self) -> FileIO:
         """A new file without a name. Raises SpoolError."""
         try:
-            return tempfile.TemporaryFile(dir=self.directory, buffering=0)  # type: ignore[return-value]  # raw when unbuffered
+            return tempfile.TemporaryFile(dir=self.directory, buffering=0)
         except OSError as exc:
             raise SpoolError(f"spool {self.directory}: {exc.strerror}") from exc
 
 
 class Body:
-    """The whole content of a message, header included. `is_stuffed`: dot-stuffed as after DATA, else plain as after BDAT."""
+    """A message's whole content, header included. `is_stuffed`: dot-stuffed as after DATA, else plain as after BDAT."""
 
     __slots__ = ("_blocks", "_file", "_held_bytes", "_spool", "is_stuffed", "size_bytes")
 

@@ -97,12 +97,13 @@ class HeaderReader:
         self._is_stuffed = is_stuffed
         self._max_bytes = max_bytes
         self._max_fields = max_fields
-        self._buffer = b""
+        # a client may send octet by octet: what gathers here must not be copied for each of them
+        self._buffer = bytearray()
 
     def feed(self, block: bytes) -> bool:
         """Take one more block; True when the header is complete. Raises HeaderError."""
         search_from = max(0, len(self._buffer) - 3)
-        self._buffer = self._buffer + block if self._buffer else block
+        self._buffer += block
         if self._buffer.startswith(b"\r\n"):
             self._parse(0)
             return True
@@ -110,7 +111,8 @@ class HeaderReader:
         if end >= 0:
             self._parse(end + 2)
             return True
-        if len(self._buffer) > self._max_bytes:
+        # the largest header may stand here with no more than the CR of its blank line
+        if len(self._buffer) > self._max_bytes + 1:
             raise HeaderError("the header is too large")
         return False
 
@@ -124,7 +126,8 @@ class HeaderReader:
     def _parse(self, wire_bytes: int) -> None:
         if wire_bytes > self._max_bytes:
             raise HeaderError("the header is too large")
-        block, self._buffer = self._buffer[:wire_bytes], b""
+        block = bytes(self._buffer[:wire_bytes])
+        self._buffer.clear()
         if self._is_stuffed:
             block = unstuff(block)
         self.header = parse_header(block, max_fields=self._max_fields, wire_bytes=wire_bytes)

@@ -86,6 +86,8 @@ class ServerReply(NamedTuple):
         """
         code = 451 if self.code == 421 else self.code  # RFC 5321 3.8: 421 announces the close
         first = self.lines[0]
+        if len(self.lines) == 1:
+            return Reply.from_downstream(code, first.decode("latin-1"))
         # RFC 2034 4: each line of a reply repeats the enhanced code; the client gets one line, so one code
         repeated = _ENHANCED_HEAD.match(first)
         rest = (line.removeprefix(repeated[0]) if repeated else line for line in self.lines[1:])
@@ -117,8 +119,15 @@ class ReplyReader:
         if self._partial:
             data = self._partial + data
         # Not splitlines(): it knows line ends that SMTP does not.
-        *lines, self._partial = data.split(b"\n")
-        replies = [reply for line in lines if (reply := self._line(line)) is not None]
+        lines = data.split(b"\n")
+        self._partial = lines.pop()
+        replies = []
+        for line in lines:
+            if not self._texts and line[3:4] == b" " and line[:3] in _CODES and len(line) <= MAX_REPLY_LINE:
+                # what nearly all replies are, decided without a call
+                replies.append(ServerReply(_CODES[line[:3]], (line[4:].removesuffix(b"\r"),)))
+            elif (reply := self._line(line)) is not None:
+                replies.append(reply)
         if len(self._partial) > MAX_REPLY_LINE:
             raise DownstreamProtocolError(f"a reply line of more than {MAX_REPLY_LINE} octets")
         return replies
@@ -133,8 +142,6 @@ class ReplyReader:
         # RFC 5321 4.2.1: the same code in every line
         if self._texts and code != self._code:
             raise DownstreamProtocolError(f"a reply goes on as {code!r} that began as {self._code!r}")
-        if separator != b"-" and not self._texts:
-            return ServerReply(_CODES[code], (line[4:],))
         self._code = code
         self._texts.append(line[4:])
         self._total += len(line)
@@ -210,7 +217,7 @@ def mail_command(envelope: Envelope, capabilities: Capabilities, size_bytes: int
     # RFC 6531 3.4: without SMTPUTF8 such a message cannot be sent at all; the relay has refused it before
     if envelope.smtputf8 and capabilities.smtputf8:
         line += " SMTPUTF8"
-    if capabilities.dsn:
+    if capabilities.dsn and (envelope.dsn_ret or envelope.dsn_envid):
         # RFC 3461 4.3, 4.4
         line += _parameter("RET", envelope.dsn_ret) + _parameter("ENVID", envelope.dsn_envid)
     return _command(line)
@@ -349,8 +356,13 @@ class Transfer:
         known = self._replies
         if len(known) < len(self._commands):
             return self._refusal() or Send(self._commands[len(known)], 1)
+        for reply in known:
+            if not 200 <= reply.code < 300:
+                break
+        else:
+            return self._trouble("protocol")
         # RFC 5321 3.3: nothing but 354 asks for content
-        if known[-1].code == 354 and all(reply.is_ok for reply in known[:-1]):
+        if reply.code == 354 and reply is known[-1]:
             self._is_in_content = True
             return StartContent.NOW
         return self._refusal() or self._trouble("protocol")

@@ -1,4 +1,4 @@
-"""DATA and BDAT content in blocks: end detection, strict line ends, size and line limits (RFC 5321 4.1.1.4, 4.5.2; RFC 3030).
+"""DATA and BDAT content in blocks: end detection, strict line ends, limits (RFC 5321 4.1.1.4, 4.5.2; RFC 3030).
 
 Content stays in its wire form (dot-stuffed after DATA, plain after BDAT) and is never cut into lines: each
 block costs a few passes in C. What breaks a rule is discarded from there on while the end is still looked
@@ -95,7 +95,7 @@ class DataDecoder:
     content and is stuffed, so that nothing but CRLF.CRLF ever ends a message, here or behind us.
     """
 
-    __slots__ = ("_allow_bare_lf", "_checker", "_held", "_line_start", "_lf_start")
+    __slots__ = ("_allow_bare_lf", "_checker", "_held", "_lf_start", "_line_start")
 
     def __init__(self, *, max_bytes: int, max_line_bytes: int, allow_bare_lf: bool = False) -> None:
         self._checker = _Checker(max_bytes, max_line_bytes)
@@ -241,7 +241,7 @@ def unstuff(stuffed: bytes) -> bytes:
 
 
 def stuff(plain: bytes) -> bytes:
-    """The opposite of `unstuff`: each line that begins with a dot gets one more. `plain` begins at the start of a line."""
+    """The opposite of `unstuff`: a line that begins with a dot gets one more. `plain` begins at the start of a line."""
     if plain.startswith(b"."):
         plain = b"." + plain
     return plain.replace(b"\r\n.", b"\r\n..")

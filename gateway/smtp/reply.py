@@ -14,8 +14,8 @@ from functools import cached_property
 
 # RFC 5321 4.5.3.1.5: a reply line is at most 512 octets with code and CRLF; the rest is room for both codes.
 MAX_TEXT = 480
-_TEXT = re.compile(r"[\x20-\x7e]{1,%d}" % MAX_TEXT)
-_ENHANCED = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
+_TEXT = re.compile(rf"[\x20-\x7e]{{1,{MAX_TEXT}}}")
+_ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
 
 
@@ -84,7 +84,9 @@ class Reply:
 # --- greeting and session -------------------------------------------------------------------------
 OK = Reply(250, "2.0.0", "Ok")
 BYE = Reply(221, "2.0.0", "Bye")
-HELP = Reply(214, "2.0.0", "See RFC 5321; commands: HELO EHLO MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT STARTTLS")
+HELP = Reply(
+    214, "2.0.0", "See RFC 5321; commands: HELO EHLO MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT STARTTLS"
+)
 VRFY = Reply(252, "2.5.0", "Cannot verify the user here; send the message and it will be tried")
 READY_FOR_TLS = Reply(220, "2.0.0", "Ready to start TLS")
 START_CONTENT = Reply(354, "", "End data with <CR><LF>.<CR><LF>")

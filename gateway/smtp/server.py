@@ -18,7 +18,7 @@ the driver's, by `phase`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import IntEnum, auto
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -70,7 +70,7 @@ class Extensions:
     keywords: frozenset[Extension]
 
 
-class Phase(Enum):
+class Phase(IntEnum):
     """What the session waits for; the driver's deadlines hang on it."""
 
     IDLE = auto()  # the next command
@@ -159,7 +159,7 @@ _START_TLS = StartTls()
 _RESET = TransactionReset()
 
 
-class _State(Enum):
+class _State(IntEnum):  # an IntEnum hashes in C
     NEW = auto()  # the banner was not sent
     START = auto()  # no EHLO yet
     READY = auto()  # EHLO was given
@@ -300,7 +300,7 @@ class Server:
             self._output.append(f"250 {self._settings.hostname}\r\n".encode("ascii"))
         else:
             self._offered = extensions.keywords
-            self._output.append(_announcement(self._settings, extensions, self._tls_active))
+            self._output.append(_announcement(self._settings, extensions, tls_active=self._tls_active))
         if self._buffer:
             # RFC 2920 3.1: EHLO is the last of a group
             self.close("pipelining", reply.EARLY_TALKER)
@@ -659,7 +659,7 @@ class Server:
 
 
 @lru_cache(maxsize=64)
-def _announcement(settings: ServerSettings, extensions: Extensions, tls_active: bool) -> bytes:
+def _announcement(settings: ServerSettings, extensions: Extensions, *, tls_active: bool) -> bytes:
     lines = [settings.hostname, "PIPELINING", f"SIZE {extensions.size}"]
     lines += sorted(extensions.keywords - {Extension.SIZE})
     lines += ["ENHANCEDSTATUSCODES", "CHUNKING"]

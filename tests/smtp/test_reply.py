@@ -56,9 +56,6 @@ def test_enhanced_code_that_is_malformed_or_of_another_class_is_refused(enhanced
         Reply(550, enhanced, "text")
 
 
-@pytest.mark.xfail(
-    reason=r"reply.py: \d takes digits beyond ASCII, and .wire raises UnicodeEncodeError", strict=True
-)
 def test_enhanced_code_is_ascii() -> None:
     with pytest.raises(ValueError, match="enhanced status code"):
         Reply(550, "5.1.\N{ARABIC-INDIC DIGIT ONE}", "text")

@@ -1,0 +1,193 @@
+"""The log by structlog: one line an event on standard error, as JSON, logfmt or for a console.
+
+Nothing that came from outside can forge or break a line, or drive a terminal: what is not printable (control
+characters, line separators, bidi controls, lone surrogates) is escaped, in JSON everything but ASCII.
+Logging never raises and never blocks: a line that cannot be written at once is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import time
+import traceback
+from collections.abc import Callable, MutableMapping
+from functools import lru_cache
+from typing import Any, cast
+
+import structlog
+
+from gateway.services import Log
+
+_esc = json.encoder.encode_basestring_ascii  # C; also escapes DEL
+
+# Keys that the lines themselves, or structlog's console renderer, give a meaning.
+_RESERVED = frozenset({"timestamp", "level", "event", "exc_info", "exception", "stack"})
+
+_Event = MutableMapping[str, Any]
+
+
+def open_log(
+    style: str,
+    *,
+    fd: int = 2,
+    on_loss: Callable[[], None] = lambda: None,
+    now: Callable[[], float] = time.time,
+) -> Log:
+    """The Log service: INFO and above, in the style "json", "logfmt" or "console".
+
+    `on_loss` is called for each line that could not be written.
+    """
+    timestamp = _Timestamp(now)
+    render = (
+        _render_json(timestamp) if style == "json" else _render_text(timestamp, style, colors=os.isatty(fd))
+    )
+    log = structlog.wrap_logger(
+        _LineWriter(fd, on_loss),
+        processors=[render],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    )
+    return cast("Log", log.bind())  # bound once: the proxy would bind again for each line
+
+
+def take_over_library_logs(log: Log) -> None:
+    """Send what libraries say to the logging module (asyncio, aiohttp), warnings and worse, to `log`."""
+    logging.basicConfig(handlers=[_LibraryHandler(log)], level=logging.WARNING, force=True)
+
+
+class _LibraryHandler(logging.Handler):
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError, KeyError):  # its arguments do not fit its text
+            message = str(record.msg)
+        keys = {"library": record.name, "message": message}
+        if record.exc_info:
+            keys["error"] = "".join(traceback.format_exception(*record.exc_info))
+        tell = self._log.error if record.levelno >= logging.ERROR else self._log.warning
+        tell("library.complained", **keys)
+
+
+class _LineWriter:
+    """What structlog calls a logger: one method for each level, all the same."""
+
+    def __init__(self, fd: int, on_loss: Callable[[], None]) -> None:
+        self._fd = fd
+        self._on_loss = on_loss
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+        self._is_torn = False
+
+    def info(self, line: str) -> None:
+        data = f"{line}\n".encode("ascii", "backslashreplace")
+        if self._is_torn:
+            data = b"\n" + data
+        try:
+            # A pipe that is ready takes PIPE_BUF bytes at once, and nobody else's bytes come between them.
+            for begin in range(0, len(data), select.PIPE_BUF):
+                if not self._poll.poll(0):
+                    raise BlockingIOError  # as os.write would, were it non-blocking
+                chunk = data[begin : begin + select.PIPE_BUF]
+                written = os.write(self._fd, chunk)
+                self._is_torn = chunk[written - 1 : written] != b"\n"
+                if written < len(chunk):
+                    raise BlockingIOError
+        except OSError:
+            self._on_loss()
+
+    debug = warning = error = info
+
+
+class _Timestamp:
+    """ISO 8601 in UTC with milliseconds; the date is formatted once a second."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._second = -1
+        self._text = ""
+
+    def __call__(self) -> str:
+        milliseconds = int(self._now() * 1000)
+        second = milliseconds // 1000
+        if second != self._second:
+            self._second = second
+            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._text}.{milliseconds % 1000:03}Z"
+
+
+def _render_json(timestamp: _Timestamp) -> Callable[[object, str, _Event], str]:
+    def render(_logger: object, level: str, event: _Event) -> str:
+        # Joined by hand: half the time of json.dumps, and this line is written for each message.
+        parts = [f'{{"timestamp":"{timestamp()}","level":"{level}","event":{_esc(_text(event.pop("event")))}']
+        for key, value in event.items():
+            if type(value) is str:
+                text = _esc(value)
+            elif type(value) is int:
+                text = str(value)
+            else:
+                text = _json(value)
+            parts.append(f"{_esc(_key(key))}:{text}")
+        return ",".join(parts) + "}"
+
+    return render
+
+
+def _json(value: object) -> str:
+    try:
+        return json.dumps(value, default=_text, skipkeys=True, allow_nan=False, separators=(",", ":"))
+    except (ValueError, RecursionError):  # not a number, or it contains itself
+        return _esc(_text(value))
+
+
+def _render_text(timestamp: _Timestamp, style: str, *, colors: bool) -> Callable[[object, str, _Event], str]:
+    renderer: Callable[[Any, str, _Event], str] = (
+        structlog.processors.LogfmtRenderer(bool_as_flag=False)
+        if style == "logfmt"
+        else structlog.dev.ConsoleRenderer(colors=colors, sort_keys=False)
+    )
+
+    def render(logger: object, level: str, event: _Event) -> str:
+        line: dict[str, object] = {"timestamp": timestamp(), "level": level}
+        line["event"] = _escape(_text(event.pop("event")))
+        for key, value in event.items():
+            line[_key(key)] = value if value is None or isinstance(value, int) else _escape(_text(value))
+        return renderer(logger, level, line)
+
+    return render
+
+
+@lru_cache(maxsize=1024)
+def _key(key: str) -> str:
+    if key.isidentifier() and key.isascii() and key not in _RESERVED:
+        return key
+    return "".join(char if char.isascii() and char.isalnum() else "_" for char in key) + "_"
+
+
+def _text(value: object) -> str:
+    """Any value as text that may still hold anything."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes | bytearray):
+        return value.decode("ascii", "backslashreplace")
+    try:
+        if isinstance(value, BaseException):
+            return f"{type(value).__name__}: {value}"
+        return str(value)
+    except Exception as exc:  # noqa: BLE001  # a value that cannot be shown must not stop the mail it belongs to
+        return f"<{type(value).__name__} that fails with {type(exc).__name__}>"
+
+
+def _escape(text: str) -> str:
+    """Printable text as it is, and anything else so that it can be told from what is printable."""
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(
+        char if char.isprintable() and char != "\\" else char.encode("unicode_escape").decode()
+        for char in text
+    )
