@@ -25,7 +25,7 @@ from gateway.smtp.command import Extension
 from gateway.smtp.content import Fault
 from gateway.smtp.reply import Reply
 from gateway.smtp.server import Extensions
-from gateway.verdict import Action, AddField, Stage
+from gateway.verdict import Action, AddField, HeaderEdit, Stage, Verdict
 
 if TYPE_CHECKING:
     from gateway.pipeline import Decided, Pipeline
@@ -144,6 +144,7 @@ class _Word:
 
     reply: Reply
     reason: str
+    policy: str = ""
     close: bool = False
 
 
@@ -155,23 +156,26 @@ class _Open:
     begun: float
     route: str | None = None
     accepted: list[Recipient] = field(default_factory=list)
-    refused: list[tuple[Recipient, Reply, str]] = field(default_factory=list)
+    refused: list[tuple[Recipient, _Word]] = field(default_factory=list)
+    edits: list[HeaderEdit] = field(default_factory=list)  # of the stages before EOM
     body: Body | None = None
     reader: HeaderReader | None = None
-    trouble: Answer | None = None  # what the end of the content will be answered
+    trouble: Reply | None = None  # what the end of the content will be answered
     reason: str = ""
+    error: str = ""
 
 
 class Conversation:
     """One session. The listener calls one method at a time and gives the answer to the client."""
 
-    __slots__ = ("_gate", "_held", "_open", "_outcome", "_transactions", "session")
+    __slots__ = ("_found", "_gate", "_held", "_open", "_outcome", "_transactions", "session")
 
     def __init__(self, gate: Gatekeeper, session: Session) -> None:
         self._gate = gate
         self.session = session
         self._open: _Open | None = None
         self._held: dict[Stage, Decided] = {}
+        self._found: dict[Stage, Verdict] = {}  # results and edits of CONNECT and EHLO, for each transaction
         self._outcome: tuple[Transaction, Outcome] | None = None
         self._transactions = 0
 
@@ -188,23 +192,32 @@ class Conversation:
         """The session continues under TLS; what was said before is forgotten (RFC 3207 4.2)."""
         self.session = replace(self.session, tls=tls, helo="", esmtp=False)
         self._held.pop(Stage.EHLO, None)
+        self._found.pop(Stage.EHLO, None)
 
     async def mail(self, envelope: Envelope) -> Answer:
         """MAIL: the transaction is born."""
         gate = self._gate
         self._transactions += 1
-        tx = Transaction(f"{self.session.id}.{self._transactions}", self.session, envelope)
+        found = tuple(self._found.values())
+        tx = Transaction(
+            # RFC 5321 4.4: the id in Received is an Atom, which has no dot
+            f"{self.session.id}-{self._transactions}",
+            self.session,
+            envelope,
+            results=tuple(result for verdict in found for result in verdict.results),
+        )
         self._open = open_ = _Open(tx, gate.services.clock.monotonic())
         decided = await gate.pipeline.mail(tx)
-        if decided.verdict.results:
-            open_.tx = tx = replace(tx, results=decided.verdict.results)
+        verdict = decided.verdict
+        if verdict.results:
+            open_.tx = replace(tx, results=tx.results + verdict.results)
+        open_.edits += [edit for earlier in (*found, verdict) for edit in earlier.edits]
         refusal = self._hold(Stage.MAIL, decided)
         if refusal is None:
             return _SENDER_OK
         self._open = None
-        return self._finish(
-            open_, refusal.reply, decided.verdict.reason, policy=decided.policy, close=refusal.close
-        )
+        word = _Word(refusal.reply, verdict.reason, decided.policy, refusal.close)
+        return self._finish(open_, word, stage=Stage.MAIL)
 
     async def rcpt(self, rcpts: Sequence[Recipient]) -> RcptAnswers:
         """RCPTs that came together: policies, the downstream's word on those that are left, policies again."""
@@ -231,9 +244,14 @@ class Conversation:
                 open_.accepted.append(rcpt)
                 gate.recipients["accepted"].inc()
             else:
-                open_.refused.append((rcpt, answer, word.reason))
+                open_.refused.append((rcpt, word))
                 gate.recipients["deferred" if answer.is_transient else "rejected"].inc()
                 unknown += answer.enhanced in UNKNOWN_RECIPIENT
+        if open_.accepted:
+            rcpts_so_far = tuple(open_.accepted)
+            open_.tx = replace(open_.tx, envelope=replace(open_.tx.envelope, rcpts=rcpts_so_far))
+        else:
+            open_.route = None  # only an accepted recipient binds the others to its route
         return RcptAnswers(tuple(replies), unknown, close)
 
     async def _before(self, open_: _Open, rcpt: Recipient) -> _Word | None:
@@ -241,7 +259,7 @@ class Conversation:
         decided = self._held_refusal() or await self._gate.pipeline.rcpt_before(open_.tx, rcpt)
         verdict = decided.verdict
         if verdict.reply is not None:
-            return _Word(verdict.reply, verdict.reason, verdict.close)
+            return _Word(verdict.reply, verdict.reason, decided.policy, verdict.close)
         relay = self._gate.relay
         route = relay.route(rcpt.mailbox)
         if route is None:
@@ -256,9 +274,10 @@ class Conversation:
     async def _after(self, open_: _Open, rcpt: Recipient, answer: Reply) -> _Word:
         """What is said of a recipient after the downstream was asked."""
         if answer.is_positive:
-            verdict = (await self._gate.pipeline.rcpt_after(open_.tx, rcpt)).verdict
+            decided = await self._gate.pipeline.rcpt_after(open_.tx, rcpt)
+            verdict = decided.verdict
             if verdict.reply is not None:
-                return _Word(verdict.reply, verdict.reason, verdict.close)
+                return _Word(verdict.reply, verdict.reason, decided.policy, verdict.close)
         return _Word(answer, "downstream")
 
     def begin_content(self, *, is_stuffed: bool) -> None:
@@ -286,9 +305,9 @@ class Conversation:
                 self._header_complete(open_, reader)
         except SpoolError as exc:
             self._gate.services.log.error("spool.failed", tx=open_.tx.id, error=str(exc))
-            self._drop_content(open_, reply.NO_SPACE, "spool")
-        except HeaderError:
-            self._drop_content(open_, reply.BAD_HEADER, "header")
+            self._drop_content(open_, reply.NO_SPACE, "spool", exc)
+        except HeaderError as exc:
+            self._drop_content(open_, reply.BAD_HEADER, "header", exc)
 
     def _header_complete(self, open_: _Open, reader: HeaderReader) -> None:
         assert open_.body is not None
@@ -299,8 +318,8 @@ class Conversation:
             self._drop_content(open_, reply.TOO_MANY_HOPS, "hops")
 
     @staticmethod
-    def _drop_content(open_: _Open, answer: Reply, reason: str) -> None:
-        open_.trouble, open_.reason = Answer(answer), reason
+    def _drop_content(open_: _Open, answer: Reply, reason: str, error: object = "") -> None:
+        open_.trouble, open_.reason, open_.error = answer, reason, str(error)
         if open_.body is not None:
             open_.body.close()
 
@@ -309,35 +328,34 @@ class Conversation:
         open_ = self._open
         assert open_ is not None
         try:
-            return await self._eom(open_, fault)
+            answer = await self._eom(open_, fault)
         finally:
             if open_.body is not None:
                 open_.body.close()
-            if self._open is open_:
-                self._open = None
+        # it stays open when this was cancelled, since the client is gone: reset() accounts for it
+        self._open = None
+        return answer
 
     async def _eom(self, open_: _Open, fault: Fault | None) -> Answer:
         gate = self._gate
         if fault is not None:
-            return self._finish(open_, fault.reply, fault.name.lower(), close=fault.closes)
+            return self._finish(open_, _Word(fault.reply, fault.name.lower(), close=fault.closes))
         if open_.trouble is None and open_.reader is not None:
             try:
                 self._header_complete(open_, open_.reader)
-            except HeaderError:
-                self._drop_content(open_, reply.BAD_HEADER, "header")
+            except HeaderError as exc:
+                self._drop_content(open_, reply.BAD_HEADER, "header", exc)
         if open_.trouble is not None:
-            return self._finish(open_, open_.trouble.reply, open_.reason)
-        open_.tx = tx = replace(open_.tx, envelope=replace(open_.tx.envelope, rcpts=tuple(open_.accepted)))
+            return self._finish(open_, _Word(open_.trouble, open_.reason))
+        tx = open_.tx
         decided = await gate.pipeline.eom(tx)
         verdict = decided.verdict
         if verdict.results:
             open_.tx = tx = replace(tx, results=tx.results + verdict.results)
         if verdict.reply is not None:
-            return self._finish(
-                open_, verdict.reply, verdict.reason, policy=decided.policy, close=verdict.close
-            )
+            return self._finish(open_, _Word(verdict.reply, verdict.reason, decided.policy, verdict.close))
         assert tx.message is not None
-        added, removed = split_edits(verdict.edits)
+        added, removed = split_edits((*open_.edits, *verdict.edits))
         if verdict.action is Action.QUARANTINE:
             added.insert(0, AddField(QUARANTINE_FIELD, verdict.reason))
         added.append(received(tx, gate.settings.hostname, gate.services.clock.now()))
@@ -347,16 +365,18 @@ class Conversation:
             delivery = await gate.relay.deliver(tx, content)
         except SpoolError as exc:  # the content cannot be read back; nothing was delivered
             gate.services.log.error("spool.failed", tx=tx.id, error=str(exc))
-            return self._finish(open_, reply.INTERNAL, "spool")
-        if delivery.stored:
-            gate.content_bytes.inc(tx.message.size_bytes)
-        reason = verdict.reason if delivery.stored else delivery.error
+            open_.error = str(exc)
+            return self._finish(open_, _Word(reply.INTERNAL, "spool"))
+        if not delivery.stored:
+            # DESIGN.md section 1: 250 exists only as the downstream's; a relay that says otherwise is a defect
+            answer = reply.INTERNAL if delivery.reply.is_positive else delivery.reply
+            return self._finish(open_, _Word(answer, delivery.error))
+        gate.content_bytes.inc(tx.message.size_bytes)
         return self._finish(
             open_,
-            delivery.reply,
-            reason,
-            delivered=delivery.stored,
-            quarantined=verdict.action is Action.QUARANTINE,
+            _Word(delivery.reply, verdict.reason, decided.policy),
+            action=verdict.action,
+            delivered=True,
         )
 
     def reset(self) -> None:
@@ -367,12 +387,12 @@ class Conversation:
         if open_.body is not None:
             open_.body.close()
         self._gate.transactions["aborted"].inc()
-        if open_.refused:
+        if open_.refused and open_.body is None:
             # the client went away after refusals: they are the outcome
-            _, last, reason = open_.refused[-1]
-            self._log(open_, "transaction.refused", last, reason)
+            self._log(open_, "transaction.refused", "aborted", Stage.RCPT, open_.refused[-1][1])
         elif open_.accepted:
-            self._log(open_, "transaction.aborted", None, "client")
+            stage = Stage.RCPT if open_.body is None else Stage.EOM
+            self._log(open_, "transaction.aborted", "aborted", stage, None)
 
     def outcome(self) -> Coroutine[None, None, None] | None:
         """What is to run after the last reply was written, None when nothing is: policies that want to know it."""
@@ -382,6 +402,8 @@ class Conversation:
     def _hold(self, stage: Stage, decided: Decided) -> Answer | None:
         """Keep a refusal of an early stage for the recipients; an answer only where it is given at once."""
         answer = decided.verdict.reply
+        if stage is not Stage.MAIL:
+            self._found[stage] = decided.verdict
         if answer is None:
             self._held.pop(stage, None)
             return None
@@ -398,34 +420,39 @@ class Conversation:
     def _finish(
         self,
         open_: _Open,
-        answer: Reply,
-        reason: str,
+        word: _Word,
         *,
-        policy: str = "",
-        close: bool = False,
+        stage: Stage = Stage.EOM,
+        action: Action = Action.CONTINUE,
         delivered: bool = False,
-        quarantined: bool = False,
     ) -> Answer:
         """Account for the end of a transaction and log its one line."""
-        gate = self._gate
-        if answer.is_positive:
-            done = "quarantined" if quarantined else "accepted"
-        else:
-            done = "deferred" if answer.is_transient else "rejected"
+        gate, answer = self._gate, word.reply
+        if not answer.is_positive:
+            action = Action.DEFER if answer.is_transient else Action.REJECT
+        done = _DONE[action]
         if gate.pipeline.has_outcome:
             self._outcome = (open_.tx, Outcome(answer, delivered))
         gate.transactions[done].inc()
         gate.duration[done].observe(gate.services.clock.monotonic() - open_.begun)
-        self._log(open_, f"message.{done}", answer, reason, policy=policy)
-        return Answer(answer, close)
+        self._log(open_, f"message.{done}", done, stage, word)
+        return Answer(answer, word.close)
 
-    def _log(self, open_: _Open, event: str, answer: Reply | None, reason: str, *, policy: str = "") -> None:
+    def _log(self, open_: _Open, event: str, action: str, stage: Stage, word: _Word | None) -> None:
+        """The one line of a transaction; `word` is what decided it, None when the client went away."""
         tx, session = open_.tx, self.session
         mail_from = tx.envelope.mail_from
-        rcpts = open_.accepted or [r for r, _, _ in open_.refused]
+        rcpts = open_.accepted or [rcpt for rcpt, _ in open_.refused]
         self._gate.services.log.info(
             event,
+            session=session.id,
             tx=tx.id,
+            stage=stage,
+            policy=word.policy if word else "",
+            action=action,
+            reason=word.reason if word else "client",
+            code=word.reply.code if word else 0,
+            enhanced=word.reply.enhanced if word else "",
             client=str(session.client),
             helo=session.helo,
             tls=session.tls.version if session.tls else "",
@@ -434,9 +461,6 @@ class Conversation:
             rcpt_count=len(open_.accepted),
             refused_count=len(open_.refused),
             size_bytes=open_.body.size_bytes if open_.body is not None else 0,
-            policy=policy,
-            reason=reason,
-            code=answer.code if answer else 0,
-            enhanced=answer.enhanced if answer else "",
             duration_ms=round((self._gate.services.clock.monotonic() - open_.begun) * 1000, 1),
+            error=open_.error,
         )

@@ -19,7 +19,18 @@ from gateway.errors import GatewayError
 from gateway.policy import OnError, Outcome, Policy
 from gateway.smtp import reply
 from gateway.stepping import step
-from gateway.verdict import Action, AuthResult, Result, Stage, Verdict, defer, merge, proceed
+from gateway.verdict import (
+    Action,
+    AddField,
+    AuthResult,
+    RemoveFields,
+    Result,
+    Stage,
+    Verdict,
+    defer,
+    merge,
+    proceed,
+)
 
 if TYPE_CHECKING:
     from gateway.services import Services
@@ -77,7 +88,7 @@ class Pipeline:
         self._ranks: dict[Stage, tuple[Rank, ...]] = {
             stage: _ranks([s for s in self.steps if stage in s.policy.stages()], order) for stage in Stage
         }
-        behind = {s.name for s in self.steps if RECIPIENT in s.policy.after}
+        behind = _behind_recipient(self.steps, order)
         rcpt = self._ranks[Stage.RCPT]
         guard = tuple(s for s in self.steps if s.name == GUARD and Stage.RCPT in s.policy.stages())
         before = [tuple(s for s in rank if s.name not in behind and s.name != GUARD) for rank in rcpt]
@@ -154,7 +165,10 @@ class Pipeline:
             try:
                 async with asyncio.timeout(planned.timeout_s):
                     await planned.policy.on_outcome(tx, outcome)
-            except Exception as exc:  # noqa: BLE001  # a stranger's code must not touch the session
+            except (Exception, asyncio.CancelledError) as exc:  # a stranger's code must not touch the session
+                task = asyncio.current_task()
+                if isinstance(exc, asyncio.CancelledError) and (task is None or task.cancelling()):
+                    raise  # it is we who are cancelled
                 self._services.log.error(
                     "policy.failed", policy=planned.name, stage="outcome", error=repr(exc)
                 )
@@ -175,10 +189,13 @@ class Pipeline:
             waiting: list[tuple[Step, asyncio.Task[Verdict]]] = []
             here: list[tuple[Step, Verdict]] = []
             for planned in rank:
-                hook: Coroutine[Any, Any, Verdict] = getattr(planned.policy, f"on_{stage}")(*args)
                 try:
+                    hook: Coroutine[Any, Any, Verdict] = getattr(planned.policy, f"on_{stage}")(*args)
                     stepped = step(hook, loop)
-                except Exception as exc:  # noqa: BLE001  # the barrier around a stranger's code
+                except (KeyboardInterrupt, SystemExit):
+                    raise
+                except BaseException as exc:  # noqa: BLE001  # the barrier around a stranger's code
+                    # a CancelledError is the policy's own too: nobody else runs while it is stepped
                     here.append((planned, self._failed(planned, stage, "exception", repr(exc))))
                     continue
                 if isinstance(stepped, asyncio.Task):
@@ -193,7 +210,7 @@ class Pipeline:
                 if verdict.action > max((v.action for v in verdicts), default=Action.CONTINUE):
                     decided_by = planned.name
                 verdicts.append(verdict)
-            if verdicts[-1].action >= Action.DEFER or any(v.action >= Action.DEFER for v in verdicts):
+            if any(v.action >= Action.DEFER for v in verdicts):
                 break
         if len(verdicts) == 1:
             return Decided(verdicts[0], decided_by)
@@ -239,6 +256,8 @@ class Pipeline:
     def _checked(self, planned: Step, stage: Stage, verdict: object) -> Verdict:
         if not isinstance(verdict, Verdict):
             return self._failed(planned, stage, "verdict", f"returned {type(verdict).__name__}")
+        if not _is_sound(verdict):
+            return self._failed(planned, stage, "verdict", "holds what is no action, result or edit")
         if verdict.action is Action.QUARANTINE and stage is not Stage.EOM:
             return self._failed(planned, stage, "verdict", f"quarantine at {stage}")
         return verdict
@@ -254,6 +273,19 @@ class Pipeline:
         if planned.on_error is OnError.DEFER:
             return defer("policy_failed", reply.INTERNAL, results=results)
         return proceed(reason="policy_failed", results=results)
+
+
+def _is_sound(verdict: Verdict) -> bool:
+    """Whether it holds what its types say; policies are not all checked by mypy."""
+    action: object = verdict.action
+    findings: tuple[object, object] = (verdict.results, verdict.edits)
+    return isinstance(action, Action) and (
+        findings == ((), ())
+        or all(
+            isinstance(found, tuple) and all(isinstance(one, kinds) for one in found)
+            for found, kinds in zip(findings, ((AuthResult,), (AddField, RemoveFields)), strict=True)
+        )
+    )
 
 
 def rank_of(steps: Sequence[Step]) -> dict[str, int]:
@@ -277,6 +309,16 @@ def rank_of(steps: Sequence[Step]) -> dict[str, int]:
         for name in ready:
             ranks[name] = max((ranks[n] + 1 for n in before[name]), default=0)
     return ranks
+
+
+def _behind_recipient(steps: Sequence[Step], order: dict[str, int]) -> frozenset[str]:
+    """Those that run behind the downstream's answer: who says so, and who waits for one of them."""
+    behind: set[str] = set()
+    for planned in sorted(steps, key=lambda s: order[s.name]):
+        earlier = {*planned.policy.requires, *planned.policy.after}
+        if RECIPIENT in planned.policy.after or earlier & behind:
+            behind.add(planned.name)
+    return frozenset(behind - {GUARD})
 
 
 def _ranks(steps: Sequence[Step], order: dict[str, int]) -> tuple[Rank, ...]:

@@ -40,6 +40,9 @@ _MIN_RATE_AFTER_S = 60
 # Drain: content that is still arriving is waited for this long (DESIGN.md section 8)
 _DRAIN_CONTENT_S = 30
 _SWEEP_S = 1.0
+# A session that we ended is read and not listened to for this long, so that our last reply arrives
+_LINGER_S = 3.0
+_CLOSE_AT_ONCE = frozenset({"quit", "timeout", "drain"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,10 +330,12 @@ class Connection(asyncio.Protocol):
 
     def check_deadlines(self) -> None:
         """Once a second: close the session if it waited too long for the client."""
-        if self._is_closed:
-            return
         now, settings = self._listener.now, self._listener.settings
         waited = now - self._phase_since
+        if self._is_closed:
+            if waited > _LINGER_S:
+                self._transport.close()
+            return
         match self._phase:
             case Phase.CONTENT:
                 late = now - self._arrived > settings.data_timeout_s
@@ -355,7 +360,9 @@ class Connection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Close now if no message is under way."""
-        if self._phase in (Phase.IDLE, Phase.COMMAND) and not self._is_closed:
+        if self._is_closed:
+            self._transport.close()
+        elif self._phase in (Phase.IDLE, Phase.COMMAND):
             self._end("drain", reply.SHUTTING_DOWN)
 
     def abort(self, reason: str) -> None:
@@ -417,9 +424,11 @@ class Connection(asyncio.Protocol):
 
     def _balance(self) -> None:
         """Read only while replies go out and input does not pile up."""
-        if self._is_closed or self._transport.is_closing():
+        if self._transport.is_closing():
             return
-        pause = self._writing_paused or self._server.buffered_bytes > _MAX_UNREAD_BYTES
+        pause = not self._is_closed and (
+            self._writing_paused or self._server.buffered_bytes > _MAX_UNREAD_BYTES
+        )
         if pause != self._reading_paused:
             self._reading_paused = pause
             if pause:
@@ -503,7 +512,13 @@ class Connection(asyncio.Protocol):
         self._flush()
         self._is_closed = True
         self._listener.count_closed(event.reason)
-        self._transport.close()
+        if event.reason in _CLOSE_AT_ONCE or not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        # Input that nobody reads would make the kernel send RST, which can overtake our last reply.
+        self._transport.write_eof()
+        self._phase_since = self._listener.now
+        self._balance()
 
     def _on_starttls(self, _event: server.StartTls) -> None:
         # the ClientHello must not be read as a command

@@ -331,7 +331,8 @@ class SmtpRelay:
         self._log.warning("relay.failed", route=route.name, step=step, error=error, **keys)
 
     def _reply_deadline(self, deadline: float) -> float:
-        return min(deadline, asyncio.get_running_loop().time() + self._settings.reply_timeout_s)
+        reply_deadline = asyncio.get_running_loop().time() + self._settings.reply_timeout_s
+        return reply_deadline if reply_deadline < deadline else deadline
 
 
 def _final(lease: Lease, transfer: Transfer, replies: list[ServerReply]) -> Outcome:

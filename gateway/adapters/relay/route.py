@@ -168,6 +168,8 @@ class RouteTable:
         if not self.routes:
             raise RelaySettingsError("there is no route")
         self._default = self._by_domain.get("*")
+        self._has_parents = any(domain.startswith(".") for domain in self._by_domain)
+        self._has_parents = any(domain.startswith(".") for domain in self._by_domain)
 
     def find(self, mailbox: Mailbox) -> str | None:
         """The route of the domain itself, or of its closest parent written as ".parent", or of "*"."""
@@ -175,15 +177,15 @@ class RouteTable:
         if domain is None:
             # RFC 5321 4.5.1: every server takes mail for <postmaster>
             return self._default or next(iter(self.routes))
-        if isinstance(domain, Domain):
-            name: str = domain
-            while name:
-                if (route := self._by_domain.get(name)) is not None:
-                    return route
-                # "a.b.c" -> ".b.c" -> ".c"
-                _, dot, parent = name.removeprefix(".").partition(".")
-                name = dot + parent
-        return self._default
+        if not isinstance(domain, Domain):
+            return self._default
+        route = self._by_domain.get(domain)
+        if route is None and self._has_parents:
+            # "a.b.c" -> ".b.c" -> ".c"
+            _, dot, parent = domain.partition(".")
+            while dot and (route := self._by_domain.get(dot + parent)) is None:
+                _, dot, parent = parent.partition(".")
+        return route or self._default
 
     def of(self, rcpt: Recipient) -> Route:
         """The route of a recipient that has one."""
