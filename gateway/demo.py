@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from aiosmtpd.smtp import SMTP, Envelope, Session
+from aiosmtpd.smtp import SMTP, Envelope
 
 from gateway import __version__, supervisor
 from gateway.config import ConfigError, load, print_problems
@@ -100,9 +100,7 @@ def _listen(ports: Ports) -> socket.socket:
     """The MTA's socket. Raises DemoError unless the other ports are free too."""
     for port, who in ((ports.gateway, "the gateway"), (ports.admin, "the admin port")):
         _bind(port, who).close()
-    sock = _bind(ports.downstream, "the MTA behind the gateway")
-    sock.listen()
-    return sock
+    return _bind(ports.downstream, "the MTA behind the gateway")
 
 
 def _bind(port: int, who: str) -> socket.socket:
@@ -302,7 +300,7 @@ class Downstream:
         self._maildir = maildir
 
     async def handle_RCPT(  # noqa: N802  # aiosmtpd's name
-        self, _server: SMTP, _session: Session, envelope: Envelope, address: str, rcpt_options: list[str]
+        self, _server: object, _session: object, envelope: Envelope, address: str, rcpt_options: list[str]
     ) -> str:
         """Take everybody of the domain but one."""
         local, _, domain = address.lower().rpartition("@")
@@ -316,7 +314,7 @@ class Downstream:
         return "250 2.1.5 Ok"
 
     async def handle_DATA(  # noqa: N802  # aiosmtpd's name
-        self, _server: SMTP, _session: Session, envelope: Envelope
+        self, _server: object, _session: object, envelope: Envelope
     ) -> str:
         """Say 250 when the message is on the disk, and not before."""
         assert isinstance(envelope.content, bytes)

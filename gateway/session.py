@@ -7,16 +7,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address, IPv6Address
-
     from gateway.mail.message import Message
     from gateway.smtp.address import Mailbox
     from gateway.verdict import AuthResult
 
 T = TypeVar("T")
+
+
+@lru_cache(maxsize=4096)  # most connections of an hour come from few addresses
+def client_address(text: str) -> IPv4Address | IPv6Address:
+    """A client's address from its text form: without a zone, and IPv4 where it is IPv4-mapped. Raises ValueError."""
+    address = ip_address(text.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
 
 
 class Trust(StrEnum):

@@ -12,6 +12,8 @@ from enum import IntEnum, StrEnum
 
 from gateway.smtp.reply import Reply
 
+# RFC 5322 2.2.3: a line end only as folding, and no line of white space alone
+_FIELD_VALUE = re.compile(r"[^\r\n\0]*+(?:\r\n[ \t]++[^\s\0][^\r\n\0]*+)*+")
 _REASON = re.compile(r"[a-z][a-z0-9_]{0,62}")
 # RFC 5322 2.2: printable ASCII but the colon; the length is ours
 _FIELD_NAME = re.compile(r"[\x21-\x39\x3b-\x7e]{1,77}")
@@ -78,7 +80,7 @@ class AddField:
         if not _FIELD_NAME.fullmatch(self.name):
             raise ValueError(f"{self.name!r} is no field name")
         self.value.encode()  # a lone surrogate raises UnicodeEncodeError, which is a ValueError
-        if re.search(r"[\r\n\0]", re.sub(r"\r\n(?=[ \t]+\S)", "", self.value)):
+        if not _FIELD_VALUE.fullmatch(self.value):
             raise ValueError(f"the value of {self.name} holds a line end that is no folding")
 
 
@@ -160,7 +162,10 @@ def merge(verdicts: Iterable[Verdict]) -> Verdict:
     results: list[AuthResult] = []
     edits: list[HeaderEdit] = []
     for verdict in verdicts:
-        if verdict.action > strictest.action or (strictest is _PROCEED and verdict.action == Action.CONTINUE):
+        # of those that just go on, the first with something to say
+        if verdict.action > strictest.action or (
+            not strictest.reason and verdict.action is strictest.action is Action.CONTINUE
+        ):
             strictest = verdict
         results += verdict.results
         edits += verdict.edits

@@ -97,7 +97,7 @@ class RelayGuard(Policy[RelayGuardSettings]):
             return reject("relaying_denied", RELAYING_DENIED)
         if not _ROUTING_CHARACTERS.isdisjoint(mailbox.local_value):
             return reject("routing", ROUTING_DENIED)
-        if self._recipients.path is not None and mailbox.local.lower() != "postmaster":
+        if self._recipients.path is not None and mailbox.local_value.lower() != "postmaster":
             self._recipients.refresh()
             if _folded(mailbox) not in self._recipients.entries:
                 return reject("unknown_recipient", NO_SUCH_RECIPIENT)

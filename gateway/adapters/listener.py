@@ -13,13 +13,12 @@ import asyncio
 import socket
 import ssl
 import traceback
-from collections import Counter as Tally
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
 
-from gateway.session import TlsInfo
+from gateway.session import TlsInfo, client_address
 from gateway.smtp import reply, server
 from gateway.smtp.server import Phase, Server, ServerSettings
 from gateway.stepping import step
@@ -42,7 +41,9 @@ _DRAIN_CONTENT_S = 30
 _SWEEP_S = 1.0
 # A session that we ended is read and not listened to for this long, so that our last reply arrives
 _LINGER_S = 3.0
-_CLOSE_AT_ONCE = frozenset({"quit", "timeout", "drain"})
+_CLOSE_AT_ONCE = frozenset({"quit", "timeout", "drain", "tls"})
+# What a client that does not read leaves unsent is dropped after this long: its session must not stay for ever
+_UNSENT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,11 @@ class ListenerSettings:
     data_timeout_s: float = 180.0
     session_timeout_s: float = 1200.0
     allow_bare_lf_from: tuple[IPv4Network | IPv6Network, ...] = ()
+
+
+# The barrier around a session: what it raises ends that session only. It cannot be cancelled from outside while it is
+# stepped, so a CancelledError out of it is a defect like any other.
+_OWN_DEFECTS = (Exception, asyncio.CancelledError)
 
 
 class TlsSource(Protocol):
@@ -87,7 +93,7 @@ class Listener:
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()  # as of the last sweep
         self.sessions: set[Connection] = set()
-        self.by_client: Tally[object] = Tally()
+        self.by_client: dict[int, int] = {}
         self.draining_since: float | None = None
         self.background: set[asyncio.Task[Any]] = set()
         self._servers: list[asyncio.Server] = []
@@ -227,7 +233,7 @@ class Connection(asyncio.Protocol):
         self._listener = listener
         self._implicit_tls = implicit_tls
         self._task: asyncio.Task[Any] | None = None
-        self._client_key: object = None
+        self._client_key: int | None = None
         self._is_closed = True
         self._reading_paused = False
         self._writing_paused = False
@@ -247,17 +253,17 @@ class Connection(asyncio.Protocol):
         if not peer:  # it has gone already
             transport.abort()
             return
-        client = ip_address(peer[0].partition("%")[0])
-        if isinstance(client, IPv6Address) and client.ipv4_mapped is not None:
-            client = client.ipv4_mapped
-        key: object = client if isinstance(client, IPv4Address) else int(client) >> 64
+        client = client_address(peer[0])
+        # IPv4 by address, IPv6 by /64, which is what one client can have for the asking
+        key = int(client) if client.version == 4 else -(int(client) >> 64)  # noqa: PLR2004  # IP versions
         settings = listener.settings
+        others = listener.by_client.get(key, 0)
         refusal, outcome = None, "served"
         if listener.draining_since is not None:
             refusal = reply.SHUTTING_DOWN
         elif len(listener.sessions) >= settings.max_connections:
             refusal, outcome = reply.TOO_MANY_CONNECTIONS, "limit"
-        elif listener.by_client[key] >= settings.max_connections_per_client:
+        elif others >= settings.max_connections_per_client:
             refusal, outcome = reply.TOO_MANY_FROM_CLIENT, "client_limit"
         listener.connections[outcome].inc()
         if refusal is not None:
@@ -266,11 +272,10 @@ class Connection(asyncio.Protocol):
             return
         self._is_closed = False
         self._client_key = key
-        listener.by_client[key] += 1
+        listener.by_client[key] = others + 1
         listener.sessions.add(self)
         listener.open_connections.inc()
-        ssl_object = transport.get_extra_info("ssl_object")
-        tls = _describe(ssl_object) if ssl_object is not None else None
+        tls = _describe(transport.get_extra_info("ssl_object")) if self._implicit_tls else None
         self._conversation = listener.gatekeeper.open(client, peer[1], tls)
         self._server = Server(
             listener.server_settings,
@@ -313,10 +318,10 @@ class Connection(asyncio.Protocol):
         if not self._is_closed:
             self._is_closed = True
             listener.count_closed("lost")
-        listener.by_client[self._client_key] -= 1
-        if not listener.by_client[self._client_key]:
-            del listener.by_client[self._client_key]
-        self._client_key = None
+        key, self._client_key = self._client_key, None
+        others = listener.by_client.pop(key) - 1
+        if others:
+            listener.by_client[key] = others
         listener.sessions.discard(self)
         listener.open_connections.dec()
         if self._task is not None:
@@ -333,17 +338,21 @@ class Connection(asyncio.Protocol):
         now, settings = self._listener.now, self._listener.settings
         waited = now - self._phase_since
         if self._is_closed:
-            if waited > _LINGER_S:
+            if waited > _UNSENT_S:
+                self._transport.abort()
+            elif waited > _LINGER_S:
                 self._transport.close()
             return
         match self._phase:
             case Phase.CONTENT:
-                late = now - self._arrived > settings.data_timeout_s
-                taken = now - self._content_begun
-                if taken > _MIN_RATE_AFTER_S and self._received_bytes < taken * _MIN_RATE_BYTES_S:
-                    late = True
                 draining = self._listener.draining_since
                 if draining is not None and now - draining > _DRAIN_CONTENT_S:
+                    self._end("drain", reply.SHUTTING_DOWN)
+                    return
+                # the client waited for our 354, however long that took
+                late = now - max(self._arrived, self._content_begun) > settings.data_timeout_s
+                taken = now - self._content_begun
+                if taken > _MIN_RATE_AFTER_S and self._received_bytes < taken * _MIN_RATE_BYTES_S:
                     late = True
             case Phase.COMMAND:
                 late = waited > settings.command_timeout_s or self._is_over(now)
@@ -379,9 +388,13 @@ class Connection(asyncio.Protocol):
     # --- the dialogue -------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
-        if not self._is_closed:
+        if self._is_closed:
+            return
+        try:
             self._await(self._conversation.connect(), self._connected)
-            self._pump()
+        except _OWN_DEFECTS as exc:
+            self._fail(exc)
+        self._pump()
 
     def _connected(self, refusal: Answer | None) -> None:
         self._server.open(refusal.reply if refusal else None)
@@ -394,7 +407,7 @@ class Connection(asyncio.Protocol):
         try:
             while self._task is None and (event := smtp.next_event()) is not None:
                 self._handlers[type(event)](self, event)
-        except Exception as exc:  # noqa: BLE001  # the barrier around a session
+        except _OWN_DEFECTS as exc:  # the barrier around a session
             self._fail(exc)
             return
         progressed = self._flush()
@@ -449,18 +462,15 @@ class Connection(asyncio.Protocol):
         self._task = None
         if self._client_key is None:  # the connection was lost meanwhile
             self._conversation.reset()
+            self._tell_outcome()
             if not task.cancelled() and (exc := task.exception()) is not None:
                 self._listener.services.log.error("session.failed", error=repr(exc))
             return
         try:
             then(task.result())
-        except asyncio.CancelledError:
-            self._fail(RuntimeError("cancelled"))
-        except Exception as exc:  # noqa: BLE001  # the barrier around a session
+        except _OWN_DEFECTS as exc:  # the barrier around a session
             self._fail(exc)
         self._pump()
-        if (told := self._conversation.outcome()) is not None:
-            self._listener.run_behind(told)
 
     def _fail(self, exc: BaseException) -> None:
         """A defect of ours: the client gets a 4xx and the connection ends, since its state is not known any more."""
@@ -491,6 +501,12 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, answer: Answer) -> None:
         self._server.answer(answer.reply, close=answer.close)
+        self._tell_outcome()
+
+    def _tell_outcome(self) -> None:
+        if (told := self._conversation.outcome()) is not None:
+            self._flush()
+            self._listener.run_behind(told)
 
     def _answer_rcpts(self, answers: RcptAnswers) -> None:
         self._server.answer_rcpts(answers.replies, unknown=answers.unknown, close=answers.close)
@@ -511,22 +527,22 @@ class Connection(asyncio.Protocol):
     def _on_closing(self, event: server.Closing) -> None:
         self._flush()
         self._is_closed = True
+        self._phase_since = self._listener.now
         self._listener.count_closed(event.reason)
         if event.reason in _CLOSE_AT_ONCE or not self._transport.can_write_eof():
             self._transport.close()
             return
         # Input that nobody reads would make the kernel send RST, which can overtake our last reply.
         self._transport.write_eof()
-        self._phase_since = self._listener.now
         self._balance()
 
     def _on_starttls(self, _event: server.StartTls) -> None:
         # the ClientHello must not be read as a command
         self._transport.pause_reading()
         self._flush()
-        self._await(self._handshake(), lambda _: None)
+        self._await(self._handshake(), self._handshake_ended)
 
-    async def _handshake(self) -> None:
+    async def _handshake(self) -> bool:
         listener = self._listener
         assert listener.tls is not None
         try:
@@ -541,13 +557,22 @@ class Connection(asyncio.Protocol):
             transport = None
         if transport is None:
             listener.handshakes["failed"].inc()
-            self._server.close("tls")
-            return
+            return False
         listener.handshakes["done"].inc()
         self._transport = transport
         self._conversation.reset()
         self._conversation.tls_started(_describe(transport.get_extra_info("ssl_object")))
-        self._server.tls_started()
+        return True
+
+    def _handshake_ended(self, is_done: bool) -> None:  # noqa: FBT001  # a callback
+        if is_done:
+            self._server.tls_started()
+            return
+        self._server.close("tls")
+        self._pump()
+        # asyncio does not tell a protocol of a connection that was lost in the middle of start_tls
+        self._transport.abort()
+        self.connection_lost(None)
 
     _handlers: ClassVar[dict[type, Callable[..., None]]] = {
         server.Greeted: _on_greeted,

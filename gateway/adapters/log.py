@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, MutableMapping
 from functools import lru_cache
+from math import isfinite
 from typing import Any, cast
 
 import structlog
@@ -126,23 +127,36 @@ def _render_json(timestamp: _Timestamp) -> Callable[[object, str, _Event], str]:
         # Joined by hand: half the time of json.dumps, and this line is written for each message.
         parts = [f'{{"timestamp":"{timestamp()}","level":"{level}","event":{_esc(_text(event.pop("event")))}']
         for key, value in event.items():
-            if type(value) is str:
+            kind = type(value)
+            if kind is str:
                 text = _esc(value)
-            elif type(value) is int:
+            elif kind is int:
                 text = str(value)
             else:
                 text = _json(value)
-            parts.append(f"{_esc(_key(key))}:{text}")
+            parts.append(_json_key(key) + text)
         return ",".join(parts) + "}"
 
     return render
 
 
+_encode = json.JSONEncoder(default=lambda value: _text(value), skipkeys=True, allow_nan=False, separators=(",", ":")).encode
+
+
 def _json(value: object) -> str:
+    if isinstance(value, str):  # an enum
+        return _esc(str(value))
+    if isinstance(value, float) and isfinite(value):
+        return repr(value)
     try:
-        return json.dumps(value, default=_text, skipkeys=True, allow_nan=False, separators=(",", ":"))
+        return _encode(value)
     except (ValueError, RecursionError):  # not a number, or it contains itself
         return _esc(_text(value))
+
+
+@lru_cache(maxsize=1024)
+def _json_key(key: str) -> str:
+    return f"{_esc(_key(key))}:"
 
 
 def _render_text(timestamp: _Timestamp, style: str, *, colors: bool) -> Callable[[object, str, _Event], str]:

@@ -13,11 +13,15 @@ if TYPE_CHECKING:
 
 
 class CertificateError(GatewayError):
-    """The certificate or its key cannot be used; the text says why and names the file."""
+    """The certificate or its key cannot be used; the text says why and names the files."""
 
 
 class ServerTls:
-    """One SSLContext for all listeners. New handshakes use what `refresh` loaded last."""
+    """One SSLContext for all listeners. New handshakes use what `refresh` loaded last.
+
+    The certificate is in a context of its own, which each handshake takes: a context into which a second certificate
+    is loaded would go on to offer the first one, where their keys are of different kinds.
+    """
 
     def __init__(self, cert_file: str, key_file: str, log: Log) -> None:
         """Raises CertificateError when the files cannot be read, or the key does not fit."""
@@ -27,34 +31,43 @@ class ServerTls:
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         # a client that renegotiates costs a handshake each time
         self.context.options |= ssl.OP_NO_RENEGOTIATION
+        # is called for a client that names no server, too
+        self.context.sni_callback = self._take_certificate
         self._seen = self._stamp()
-        self._load(self.context)
+        self._certificate = self._load()
 
     def refresh(self) -> None:
         """Load the certificate again if its files changed; one that cannot be loaded is logged and not taken."""
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return
+        self._seen = stamp
         try:
-            stamp = self._stamp()
-            if stamp == self._seen:
-                return
-            self._seen = stamp
-            # a half-written pair must not replace a good one: it is tried on a context of its own
-            self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
-            self._load(self.context)
+            self._certificate = self._load()
         except CertificateError as exc:
             self._log.error("tls.reload_failed", error=str(exc))
         else:
             self._log.info("tls.reloaded")
 
-    def _load(self, context: ssl.SSLContext) -> None:
+    def _take_certificate(
+        self, connection: ssl.SSLSocket | ssl.SSLObject, _name: str | None, _context: ssl.SSLContext
+    ) -> None:
+        connection.context = self._certificate
+
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         cert_file, key_file = self._files
         try:
-            context.load_cert_chain(cert_file, key_file)
-        except (OSError, ssl.SSLError) as exc:
+            # without a password OpenSSL would ask the terminal for that of an encrypted key
+            context.load_cert_chain(cert_file, key_file, password="")
+        except OSError as exc:  # ssl.SSLError is one
             raise CertificateError(f"certificate {cert_file} with key {key_file}: {exc}") from exc
+        return context
 
     def _stamp(self) -> tuple[tuple[int, int], ...]:
+        """What changes when the files do, permissions included; nothing while one of them is missing."""
         try:
             stats = [Path(name).stat() for name in self._files]
-        except OSError as exc:
-            raise CertificateError(f"{exc.filename}: {exc.strerror}") from exc
-        return tuple((s.st_mtime_ns, s.st_ino) for s in stats)
+        except OSError:
+            return ()
+        return tuple((s.st_ctime_ns, s.st_ino) for s in stats)

@@ -8,7 +8,8 @@ the colon hides a field.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from gateway.errors import GatewayError
 from gateway.mail.body import Body
@@ -24,8 +25,7 @@ class HeaderError(GatewayError):
     """The header is beyond a limit or cannot be told from what we put above it; the text says which."""
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """One header field: its name in lower case, and the octets as they came (unstuffed, folds and last CRLF included).
 
     A line that is no field has the name b"".
@@ -153,12 +153,16 @@ class EditedContent:
     prefix: bytes
     body: Body
     start: int = 0
-    is_stuffed: bool = field(init=False)
-    size_bytes: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "is_stuffed", self.body.is_stuffed)
-        object.__setattr__(self, "size_bytes", len(self.prefix) + self.body.size_bytes - self.start)
+    @property
+    def is_stuffed(self) -> bool:
+        """Whether what follows the prefix is dot-stuffed."""
+        return self.body.is_stuffed
+
+    @property
+    def size_bytes(self) -> int:
+        """Octets of prefix and rest as they stand here."""
+        return len(self.prefix) + self.body.size_bytes - self.start
 
     def blocks(self) -> Iterator[bytes]:
         """What follows the prefix, as it came."""

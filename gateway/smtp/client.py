@@ -234,7 +234,7 @@ def mail_command(envelope: Envelope, capabilities: Capabilities, size_bytes: int
 def rcpt_command(rcpt: Recipient, capabilities: Capabilities) -> bytes:
     """RCPT, with NOTIFY and ORCPT (RFC 3461 4.1, 4.2) where DSN was offered."""
     line = f"RCPT TO:<{rcpt.mailbox}>"
-    if capabilities.dsn:
+    if capabilities.dsn and (rcpt.notify or rcpt.orcpt):
         line += _parameter("NOTIFY", rcpt.notify) + _parameter("ORCPT", rcpt.orcpt)
     return _command(line)
 
@@ -335,7 +335,7 @@ class Outcome(NamedTuple):
 
 
 class Transfer:
-    """MAIL, RCPTs, DATA, content, dot: one transaction to one downstream. See the module's docstring for the calls.
+    """MAIL, RCPTs (one at least), DATA, content, dot: one transaction. See the module's docstring for the calls.
 
     With PIPELINING the commands go out as one group that DATA ends (RFC 2920 3.1), otherwise one by one.
     """
@@ -364,13 +364,8 @@ class Transfer:
         known = self._replies
         if len(known) < len(self._commands):
             return self._refusal() or Send(self._commands[len(known)], 1)
-        for reply in known:
-            if not 200 <= reply.code < 300:
-                break
-        else:
-            return self._trouble("protocol")
         # RFC 5321 3.3: nothing but 354 asks for content
-        if reply.code == 354 and reply is known[-1]:
+        if known[-1].code == 354 and all(reply.is_ok for reply in known[:-1]):
             self._is_in_content = True
             return StartContent.NOW
         return self._refusal() or self._trouble("protocol")
@@ -392,7 +387,7 @@ class Transfer:
         return self._refusal(is_interrupted=True) or self._trouble(error)
 
     def _final(self, reply: ServerReply) -> Outcome:
-        if reply.is_ok and self._is_dot_sent:
+        if 200 <= reply.code < 300 and self._is_dot_sent:
             return Outcome(reply.for_client(), stored=True, after=After.REUSE)
         if reply.is_refusal:
             # RFC 5321 4.1.1.4: the reply after the dot ends the transaction, whatever it is
@@ -494,8 +489,8 @@ class Verification:
             return self._verified("")
         if known[-1].is_ok or (known[-1].is_refusal and known[-1].code != 421 and len(known) > 1):
             return Send(self._commands[len(known)], 1)
-        # Without PIPELINING a refused MAIL needs no RSET; what is no answer ends the dialogue.
-        return self._verified("")
+        # Without PIPELINING a refused MAIL needs no RSET; 421 and what is no answer end the dialogue.
+        return self._verified("closed" if known[-1].is_refusal else "protocol")
 
     def interrupted(self, replies: Sequence[ServerReply], error: str) -> Verified:
         """The connection failed after these replies to what was sent last: "closed", "timeout" or "protocol"."""
@@ -507,7 +502,8 @@ class Verification:
         asked = len(self._commands) - 2
         mail, rcpts, rset = known[:1], known[1 : asked + 1], known[asked + 1 :]
         is_mail_refused = bool(mail) and mail[0].is_refusal
-        if not all(reply.is_ok or reply.is_refusal for reply in known):
+        is_nonsense = not all(reply.is_ok or reply.is_refusal for reply in known)
+        if is_nonsense:
             error = error or "protocol"
         if is_mail_refused:
             replies = [mail[0].for_client()] * asked
@@ -526,7 +522,7 @@ class Verification:
             replies=(*replies, *[DOWNSTREAM_TROUBLE] * missing),
             is_mail_refused=is_mail_refused,
             refusals=sum(reply.is_refusal for reply in known),
-            error=error if missing or error == "protocol" else "",
+            error=error if missing or is_nonsense else "",
             after=After.REUSE if is_clean and not is_ended and not error else After.CLOSE,
             is_used_up=is_ended or (error == "closed" and not known),
         )

@@ -9,8 +9,7 @@ The replies of RFC 5321 that carry data of the session (banner, EHLO, 354) are m
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 # RFC 5321 4.5.3.1.5: a reply line is at most 512 octets with code and CRLF; the rest is room for both codes.
 MAX_TEXT = 480
@@ -19,7 +18,7 @@ _ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reply:
     """One SMTP reply: a code of 200..599, an enhanced status code ("" where RFC 2034 has none), one line of text.
 
@@ -30,6 +29,8 @@ class Reply:
     code: int
     enhanced: str
     text: str
+    wire: bytes = field(init=False, repr=False, compare=False)
+    """The reply as it is written: one line with CRLF."""
 
     def __post_init__(self) -> None:
         if not 200 <= self.code <= 599:
@@ -41,12 +42,8 @@ class Reply:
             raise ValueError(f"enhanced status code {self.enhanced!r} does not fit {self.code}")
         if not _TEXT.fullmatch(self.text):
             raise ValueError(f"reply text {self.text!r} is not one line of printable ASCII")
-
-    @cached_property
-    def wire(self) -> bytes:
-        """The reply as it is written: one line with CRLF."""
         enhanced = f"{self.enhanced} " if self.enhanced else ""
-        return f"{self.code} {enhanced}{self.text}\r\n".encode("ascii")
+        object.__setattr__(self, "wire", f"{self.code} {enhanced}{self.text}\r\n".encode("ascii"))
 
     @property
     def is_positive(self) -> bool:

@@ -273,7 +273,7 @@ class Server:
             # RFC 5321 3.1: a client waits for the greeting
             self.close("early_talker", reply.EARLY_TALKER)
         else:
-            self._say(Reply(220, "", f"{self._settings.hostname} ESMTP"))
+            self._say(_banner(self._settings.hostname))
             self._state = _State.START
 
     def close(self, reason: str, final: Reply | None = None) -> None:
@@ -656,6 +656,11 @@ class Server:
     def _say(self, answer: Reply) -> None:
         self.codes.append(answer.code)
         self._output.append(answer.wire)
+
+
+@lru_cache(maxsize=1)
+def _banner(hostname: str) -> Reply:
+    return Reply(220, "", f"{hostname} ESMTP")
 
 
 @lru_cache(maxsize=64)

@@ -148,9 +148,7 @@ class Connection(asyncio.Protocol):
     def _end(self) -> None:
         self._is_idle = False
         self._break("closed")
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._disarm()
 
     # --- TLS -------------------------------------------------------------------------------------
 
@@ -200,9 +198,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._break("closed")
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._disarm()
 
     def pause_writing(self) -> None:
         self._is_paused = True
@@ -238,15 +234,21 @@ class Connection(asyncio.Protocol):
     # --- the timer -------------------------------------------------------------------------------
 
     def _arm(self, deadline: float) -> None:
+        """A timer that fires too early sets itself anew; only one that would be too late is replaced."""
         self._deadline = deadline
-        if deadline < self._timer_at or self._timer is None:
-            if self._timer is not None:
-                self._timer.cancel()
+        if deadline < self._timer_at:
+            self._disarm()
             self._timer = self._loop.call_at(deadline, self._on_timer)
             self._timer_at = deadline
 
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_at = math.inf
+
     def _on_timer(self) -> None:
-        self._timer = None
+        self._disarm()
         if self._deadline == math.inf:
             return
         if self._loop.time() + _EARLY_S < self._deadline:

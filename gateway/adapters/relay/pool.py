@@ -135,14 +135,15 @@ class Pool:
         if connection not in self._used:
             return
         connection.is_reused = True
-        if not connection.trouble and not self._is_closed and not self._is_worn(connection):
+        now = asyncio.get_running_loop().time()
+        if not (connection.trouble or self._is_closed or _is_worn(connection, now)):
             if self._waiters and (waiter := self._next_waiter()) is not None:
                 waiter.set_result(connection)
                 return
             self._drop(connection)
             self._idle.append(connection)
             self._metrics.idle.inc()
-            connection.rest(asyncio.get_running_loop().time() + self._idle_timeout_s)
+            connection.rest(now + self._idle_timeout_s)
             return
         self._drop(connection)
         connection.quit()
@@ -185,14 +186,6 @@ class Pool:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _is_worn(self, connection: Connection) -> bool:
-        return (
-            connection.transactions >= _MAX_TRANSACTIONS
-            or connection.verifications >= _MAX_VERIFICATIONS
-            or connection.refusals >= _MAX_REFUSALS
-            or asyncio.get_running_loop().time() - connection.opened_at >= _MAX_AGE_S
-        )
-
     def _drop(self, connection: Connection) -> None:
         self._used.discard(connection)
         self._metrics.in_use.dec()
@@ -222,3 +215,12 @@ class Pool:
             if not waiter.done():
                 return waiter
         return None
+
+
+def _is_worn(connection: Connection, now: float) -> bool:
+    return (
+        connection.transactions >= _MAX_TRANSACTIONS
+        or connection.verifications >= _MAX_VERIFICATIONS
+        or connection.refusals >= _MAX_REFUSALS
+        or now - connection.opened_at >= _MAX_AGE_S
+    )

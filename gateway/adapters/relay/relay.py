@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from gateway.adapters.relay.cache import RecipientCache
 from gateway.adapters.relay.connection import Connection
 from gateway.adapters.relay.opening import NoConnectionError
-from gateway.adapters.relay.outgoing import wire_blocks
+from gateway.adapters.relay.outgoing import pieces, whole
 from gateway.adapters.relay.route import Host, Lease, Route, RouteTable
 from gateway.adapters.relay.settings import RelaySettings
 from gateway.relaying import Content, Delivery, Offer
@@ -224,7 +224,8 @@ class SmtpRelay:
             # The content could not be read, or the envelope cannot be written.
             self._failed(route, "deliver", "internal", detail=repr(exc), tx=tx.id)
             return Delivery(INTERNAL, stored=False, error="internal")
-        self._note(route, tx, outcome)
+        if outcome.error:
+            self._note(route, tx, outcome)
         return Delivery(outcome.reply, outcome.stored, outcome.error)
 
     async def _transfer_on(self, lease: Lease, tx: Transaction, content: Content, deadline: float) -> Outcome:
@@ -252,7 +253,7 @@ class SmtpRelay:
             last, early = END_OF_CONTENT, list[ServerReply]()
             if step is StartContent.NOW:
                 if content.size_bytes <= _ONE_WRITE_BYTES:
-                    last = b"".join((*wire_blocks(content), END_OF_CONTENT))
+                    last = whole(content)
                 else:
                     early = await self._stream(connection, content, deadline)
                 if connection.trouble:
@@ -283,7 +284,7 @@ class SmtpRelay:
         """Write large content; the dot is not part of it. Returns what the downstream said meanwhile: trouble."""
         settings = self._settings
         return await connection.stream(
-            wire_blocks(content),
+            pieces(content),
             deadline=deadline,
             stall_s=settings.reply_timeout_s,
             last_deadline=deadline - settings.deliver_timeout_s + settings.deliver_moving_timeout_s,
@@ -332,7 +333,7 @@ class SmtpRelay:
 
     def _reply_deadline(self, deadline: float) -> float:
         reply_deadline = asyncio.get_running_loop().time() + self._settings.reply_timeout_s
-        return reply_deadline if reply_deadline < deadline else deadline
+        return min(deadline, reply_deadline)
 
 
 def _final(lease: Lease, transfer: Transfer, replies: list[ServerReply]) -> Outcome:

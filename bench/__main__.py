@@ -1,0 +1,31 @@
+"""`python -m bench`: the benchmarks' command line."""
+
+import signal
+import sys
+
+from bench import forward
+
+USAGE = """\
+usage: python -m bench [NAME [OPTION ...]]      without a name: all of them
+
+  forward     CPU per forwarded message and memory per connection, beside peers; options: forward --help"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run one benchmark; its exit code."""
+    # A measurement that is told to end takes its servers along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    match arguments:
+        case []:
+            return forward.main([])
+        case ["forward", *options]:
+            return forward.main(options)
+        case ["-h" | "--help"]:
+            print(USAGE)
+            return 0
+        case _:
+            print(USAGE, file=sys.stderr)
+            return 2
+
+
+sys.exit(main(sys.argv[1:]))

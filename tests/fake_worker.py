@@ -1,0 +1,156 @@
+"""A gateway of one supervisor and fake workers, as a program: `python fake_worker.py BEHAVIOUR [KEY=VALUE...]`.
+
+A fake worker greets each connection with its pid and obeys one word, `die`, `refuse` or `garble`, or waits for the
+client to go. It drains as a worker should: it accepts nothing more, and ends after its last connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gateway import supervisor
+from gateway.adapters.metrics import ProcessMetrics
+from gateway.channel import (
+    ChannelError,
+    Drain,
+    Message,
+    MetricsPush,
+    Request,
+    Response,
+    State,
+    open_channel,
+)
+from gateway.config import Config, load
+
+Sockets = Sequence[socket.socket]
+
+
+class FakeWorker:
+    """One worker process; `behaviour` says what is wrong with it."""
+
+    def __init__(self, behaviour: str) -> None:
+        self._behaviour = behaviour
+        # Before a loop of ours adds its own.
+        self._facts = {
+            "descriptors": len(list(Path("/dev/fd").iterdir()))
+            - 1,  # without the one that reads the directory
+            "ignored": [int(signal.getsignal(number) is signal.SIG_IGN) for number in (1, 2)],
+            "blocked": len(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+            "has_aiohttp": "aiohttp" in sys.modules,
+        }
+
+    async def run(self, listening: Sockets, channel: socket.socket) -> int:
+        self._listening = listening
+        self._connections = 0
+        self._ended = asyncio.Event()
+        self._channel = await open_channel(channel, on_message=self._on_message, on_close=self._on_close)
+        self._servers = [await asyncio.start_server(self._serve, sock=sock) for sock in listening]
+        metrics = self._metrics = ProcessMetrics()
+        metrics.counters("mxgate_fakes_total", "Fake workers that started").labels().inc()
+        metrics.gauges("mxgate_fakes", "Fake workers").labels().set(1)
+        self._say(State(listening=True, draining=False, policies_started=self._behaviour != "never-ready"))
+        self._push()
+        await self._ended.wait()
+        return 0
+
+    def _push(self) -> None:
+        self._channel.send(MetricsPush(self._metrics.snapshot()))
+        asyncio.get_running_loop().call_later(1, self._push)
+
+    def _say(self, state: State) -> None:
+        self._channel.send(state)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections += 1
+        writer.write(f"{os.getpid()}\n".encode())
+        match await reader.readline():
+            case b"die\n":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case b"refuse\n":
+                os._exit(78)
+            case b"garble\n":
+                transport = self._channel._transport
+                assert transport is not None
+                transport.write(b"\xff\xff\xff\xff")
+            case _:
+                pass
+        writer.close()
+        self._connections -= 1
+        if not self._servers:
+            self._end_if_idle()
+
+    def _on_message(self, message: Message) -> None:
+        match message:
+            case Drain() if self._behaviour != "never-drains":
+                self._drain()
+            case Request(name="status") if self._behaviour != "never-answers":
+                self._channel.send(Response(message.id, dict(self._facts)))  # type: ignore[arg-type]  # JSON
+            case _:
+                pass
+
+    def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        # asyncio forgets a connection that it accepted in the turn in which its server is closed: one turn more.
+        for sock in self._listening:
+            loop.remove_reader(sock)
+        loop.call_soon(loop.call_soon, self._close_servers)
+
+    def _close_servers(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers = []
+        self._say(State(listening=False, draining=True, policies_started=True))
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if not self._connections:
+            self._ended.set()
+
+    def _on_close(self, error: ChannelError | None) -> None:
+        self._ended.set()
+
+
+def run_worker(
+    behaviour: str, config: Config, listening: Sockets, listening_tls: Sockets, channel: socket.socket
+) -> int:
+    earlier = _earlier_starts(config)
+    match behaviour:
+        case "refuses":
+            return 78
+        case "raises-once" if earlier < 1:
+            raise RuntimeError("as it was told")
+        case "dies-twice" if earlier < 2:
+            return 3
+        case "ignores-all":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            while True:
+                signal.pause()
+        case _:
+            return asyncio.run(FakeWorker(behaviour).run(listening, channel))
+
+
+def _earlier_starts(config: Config) -> int:
+    assert config.server.spool_dir is not None
+    count = len(list(config.server.spool_dir.iterdir()))
+    (config.server.spool_dir / str(count)).touch()
+    return count
+
+
+if __name__ == "__main__":
+    behaviour, file, workers, *overrides = sys.argv[1:]
+    config = load(Path(file), environ={}, overrides=overrides)
+    server = config.server.model_copy(update={"workers": int(workers)})
+    supervisor._DRAIN_GRACE_S = 0.2
+    sys.exit(
+        supervisor.run(
+            config.model_copy(update={"server": server}),
+            config_path=file,
+            worker=lambda *given: run_worker(behaviour, *given),
+        )
+    )

@@ -1,0 +1,278 @@
+"""Fakes for unit tests: clock, log, metrics, a loop's time, a relay and a policy that a test owns and looks into.
+
+Each is the whole protocol of gateway.services or gateway.relaying, so mypy tells when they drift.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.pipeline import RECIPIENT, Pipeline, Step
+from gateway.policy import NoSettings, OnError, Outcome, Policy
+from gateway.relaying import Content, Delivery, Offer
+from gateway.services import Services
+from gateway.session import Envelope, Recipient, Session, Transaction
+from gateway.smtp import reply
+from gateway.smtp.address import Mailbox
+from gateway.smtp.content import unstuff
+from gateway.smtp.reply import Reply
+from gateway.verdict import Stage, Verdict, proceed
+
+STORED = Reply(250, "2.0.0", "Stored as 1")
+"""What the downstream says behind the dot unless a test wants something else."""
+
+
+class FakeClock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.time_s = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 UTC
+        self.uptime_s = 1000.0
+
+    def now(self) -> float:
+        return self.time_s
+
+    def monotonic(self) -> float:
+        return self.uptime_s
+
+    def advance(self, seconds: float) -> None:
+        self.time_s += seconds
+        self.uptime_s += seconds
+
+
+class LoopTime:
+    """A loop's time() that stands still until it is moved: `monkeypatch.setattr(loop, "time", LoopTime(loop))`.
+
+    Timers that became due run in the loop's next turn; sockets are not touched by it. (Not for uvloop.)
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._now_s = loop.time()
+
+    def __call__(self) -> float:
+        return self._now_s
+
+    def advance(self, seconds: float) -> None:
+        self._now_s += seconds
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the log."""
+
+    level: str
+    event: str
+    keys: dict[str, Any]
+
+
+class FakeLog:
+    """Keeps its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+
+    def debug(self, event: str, **keys: object) -> None:
+        self.lines.append(Line("debug", event, keys))
+
+    def info(self, event: str, **keys: object) -> None:
+        self.lines.append(Line("info", event, keys))
+
+    def warning(self, event: str, **keys: object) -> None:
+        self.lines.append(Line("warning", event, keys))
+
+    def error(self, event: str, **keys: object) -> None:
+        self.lines.append(Line("error", event, keys))
+
+    def of(self, level: str) -> list[Line]:
+        """The lines of one level."""
+        return [line for line in self.lines if line.level == level]
+
+
+class _Child:
+    """One child of a family of any kind."""
+
+    def __init__(self, values: dict[Any, float], seen: list[float], key: tuple[str, ...]) -> None:
+        self._values, self._seen, self._key = values, seen, key
+
+    def inc(self, amount: float = 1) -> None:
+        self._values[self._key] += amount
+
+    def dec(self, amount: float = 1) -> None:
+        self._values[self._key] -= amount
+
+    def set(self, value: float) -> None:
+        self._values[self._key] = value
+
+    def observe(self, amount: float) -> None:
+        self._seen.append(amount)
+
+
+class _Family:
+    def __init__(self, metrics: FakeMetrics, name: str, labels: tuple[str, ...]) -> None:
+        self._metrics, self._name, self._labels = metrics, name, labels
+
+    def labels(self, *values: str) -> _Child:
+        assert len(values) == len(self._labels), (self._name, values)
+        key = (self._name, *values)
+        return _Child(self._metrics.values, self._metrics.observed[key], key)
+
+
+class FakeMetrics:
+    """`metrics["mxgate_x_total", "label"]` is a counter's or gauge's value; `observed` what histograms saw."""
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, ...], float] = defaultdict(float)
+        self.observed: dict[tuple[str, ...], list[float]] = defaultdict(list)
+
+    def __getitem__(self, key: str | tuple[str, ...]) -> float:
+        return self.values.get((key,) if isinstance(key, str) else key, 0)
+
+    def of(self, name: str) -> dict[tuple[str, ...], float]:
+        """The children of one family that are not 0, by their labels."""
+        return {key[1:]: value for key, value in self.values.items() if key[0] == name and value}
+
+    def counters(self, name: str, documentation: str, labels: tuple[str, ...] = ()) -> _Family:
+        return _Family(self, name, labels)
+
+    def gauges(self, name: str, documentation: str, labels: tuple[str, ...] = ()) -> _Family:
+        return _Family(self, name, labels)
+
+    def histograms(
+        self, name: str, documentation: str, labels: tuple[str, ...] = (), buckets: tuple[float, ...] = ()
+    ) -> _Family:
+        return _Family(self, name, labels)
+
+
+@dataclass(frozen=True)
+class FakeServices(Services):
+    """Services whose parts are known to be fakes: `FakeServices.make()`."""
+
+    clock: FakeClock = field(default_factory=FakeClock)
+    log: FakeLog = field(default_factory=FakeLog)
+    metrics: FakeMetrics = field(default_factory=FakeMetrics)
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """One message as the downstream got it."""
+
+    tx: Transaction
+    prefix: bytes
+    rest: bytes
+    is_stuffed: bool
+    size_bytes: int
+
+    @property
+    def message(self) -> bytes:
+        """The message without dot-stuffing."""
+        return unstuff(self.prefix) + (unstuff(self.rest) if self.is_stuffed else self.rest)
+
+
+class FakeRelay:
+    """A relay with one route "main" for everything that takes everything, unless a test says otherwise.
+
+    Set `verify_gate` or `deliver_gate` to an Event to have the call wait for it; `called` is set when one arrives.
+    """
+
+    def __init__(self) -> None:
+        self.offered = Offer(eightbitmime=True, smtputf8=True, dsn=True, size=0)
+        self.routes: dict[str, str | None] = {}  # by domain
+        self.refusals: dict[str, Reply] = {}  # by route
+        self.words: dict[str, Reply] = {}  # the downstream's, by mailbox
+        self.delivery = Delivery(STORED, stored=True)
+        self.error: Exception | None = None  # raised by deliver: a defect
+        self.asked: list[tuple[str, ...]] = []
+        self.delivered: list[Delivered] = []
+        self.cancelled: list[str] = []
+        self.called = asyncio.Event()
+        self.verify_gate: asyncio.Event | None = None
+        self.deliver_gate: asyncio.Event | None = None
+
+    def offer(self) -> Offer:
+        return self.offered
+
+    def route(self, mailbox: Mailbox) -> str | None:
+        return self.routes.get(str(mailbox.domain), "main")
+
+    def refusal(self, route: str, envelope: Envelope) -> Reply | None:
+        return self.refusals.get(route)
+
+    async def verify(
+        self, session: Session, envelope: Envelope, rcpts: Sequence[Recipient]
+    ) -> Sequence[Reply]:
+        names = tuple(str(r.mailbox) for r in rcpts)
+        self.asked.append(names)
+        await self._pass("verify", self.verify_gate)
+        return [self.words.get(name, reply.RECIPIENT_OK) for name in names]
+
+    async def deliver(self, tx: Transaction, content: Content) -> Delivery:
+        await self._pass("deliver", self.deliver_gate)
+        if self.error is not None:
+            raise self.error
+        rest = b"".join(content.blocks())
+        delivered = Delivered(tx, content.prefix, rest, content.is_stuffed, content.size_bytes)
+        if self.delivery.stored:
+            self.delivered.append(delivered)
+        return self.delivery
+
+    async def _pass(self, call: str, gate: asyncio.Event | None) -> None:
+        self.called.set()
+        if gate is None:
+            return
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(call)
+            raise
+
+
+class Says(Policy[NoSettings]):
+    """Gives these verdicts, by stage or at RCPT by mailbox, and keeps what it was asked and told."""
+
+    name = "says"
+
+    def __init__(self, verdicts: Mapping[Stage | str, Verdict] | None = None) -> None:
+        super().__init__(NoSettings(), FakeServices())
+        self.verdicts = dict(verdicts or {})
+        self.gate: asyncio.Event | None = None  # EOM waits for it
+        self.transactions: list[tuple[Stage, Transaction]] = []
+        self.told: list[tuple[Transaction, Outcome]] = []
+
+    async def on_connect(self, session: Session) -> Verdict:
+        return self.verdicts.get(Stage.CONNECT, proceed())
+
+    async def on_ehlo(self, session: Session) -> Verdict:
+        return self.verdicts.get(Stage.EHLO, proceed())
+
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        self.transactions.append((Stage.MAIL, tx))
+        return self.verdicts.get(Stage.MAIL, proceed())
+
+    async def on_rcpt(self, tx: Transaction, rcpt: Recipient) -> Verdict:
+        self.transactions.append((Stage.RCPT, tx))
+        return self.verdicts.get(str(rcpt.mailbox), self.verdicts.get(Stage.RCPT, proceed()))
+
+    async def on_eom(self, tx: Transaction) -> Verdict:
+        self.transactions.append((Stage.EOM, tx))
+        if self.gate is not None:
+            await self.gate.wait()
+        return self.verdicts.get(Stage.EOM, proceed())
+
+    async def on_outcome(self, tx: Transaction, outcome: Outcome) -> None:
+        self.told.append((tx, outcome))
+
+
+class SaysBehind(Says):
+    """Speaks at RCPT behind the downstream's answer."""
+
+    name = "says_behind"
+    after = (RECIPIENT,)
+
+
+def pipeline_of(services: Services, *policies: Policy[Any]) -> Pipeline:
+    """A pipeline of these policies with generous deadlines; mail goes on without one that fails."""
+    return Pipeline([Step(policy, 10, OnError.CONTINUE) for policy in policies], services)

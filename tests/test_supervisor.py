@@ -1,0 +1,390 @@
+"""supervisor: with real processes, sockets and signals; the workers are fakes (fake_worker.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.config.values import HostPort
+from gateway.supervisor import StartError, _bind
+
+FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
+WITHIN_S = 30
+
+
+class Running:
+    """A supervisor with fake workers."""
+
+    def __init__(self, directory: Path, behaviour: str, workers: int, overrides: tuple[str, ...]) -> None:
+        (directory / "starts").mkdir()
+        file = directory / "mxgate.toml"
+        file.write_text(
+            f"""
+            [server]
+            hostname = "mx.example.org"
+            listen = ["127.0.0.1:0"]
+            drain_timeout_s = 1
+            spool_dir = "{directory}/starts"
+            [relay]
+            domains = ["example.org"]
+            routes = [{{ domains = ["*"], downstream = ["127.0.0.1:9"] }}]
+            [admin]
+            listen = "127.0.0.1:0"
+            """
+        )
+        # Its own session, so that a signal to its group is not one to the tests.
+        self.process = subprocess.Popen(
+            [sys.executable, str(FAKE_WORKER), behaviour, str(file), str(workers), *overrides],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self.listen = self.admin = ""
+
+    def wait_started(self) -> None:
+        started = self.wait_log("gateway.started")
+        (self.listen,) = started["listen"]
+        self.admin = started["admin"]
+
+    def wait_log(self, event: str) -> dict[str, Any]:
+        """The next log line of this event."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if line.startswith("{") and (found := json.loads(line))["event"] == event:
+                assert isinstance(found, dict)
+                return found
+        raise AssertionError(f"no {event} in:\n{''.join(self.lines)}")
+
+    def wait_exit(self) -> int:
+        """The exit code, when all its processes have gone: each holds standard error open."""
+        assert self.process.stderr is not None
+        self.lines += self.process.stderr
+        return self.process.wait(WITHIN_S)
+
+    @contextmanager
+    def connected(self) -> Iterator[tuple[socket.socket, int]]:
+        """A connection to a worker, and its pid."""
+        host, port = self.listen.split(":")
+        with (
+            socket.create_connection((host, int(port)), timeout=WITHIN_S) as sock,
+            sock.makefile("rb") as reader,
+        ):
+            yield sock, int(reader.readline() or b"0")
+
+    def greeted(self) -> int:
+        """The pid of the worker that greeted a connection; 0 when none did."""
+        try:
+            with self.connected() as (_, pid):
+                return pid
+        except OSError:
+            return 0
+
+    def tell(self, word: bytes) -> int:
+        """Give a worker its word; its pid."""
+        with self.connected() as (sock, pid):
+            sock.sendall(word + b"\n")
+        return pid
+
+    def ask(self, path: str) -> tuple[int, Any]:
+        """Status and JSON of a page; (0, None) when nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=WITHIN_S) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as exc:
+            with exc:
+                return exc.code, json.load(exc)
+        except OSError:
+            return 0, None
+
+    def metrics(self) -> dict[str, float]:
+        with urllib.request.urlopen(f"http://{self.admin}/metrics", timeout=WITHIN_S) as response:
+            text = response.read().decode()
+        return {line.split()[0]: float(line.split()[1]) for line in text.splitlines() if line[0] != "#"}
+
+    def wait_ready(self) -> dict[str, Any]:
+        def is_ready() -> Any:
+            status, body = self.ask("/readyz")
+            return body if status == 200 else None
+
+        body = wait_until(is_ready)
+        assert isinstance(body, dict)
+        return body
+
+
+def wait_until(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + WITHIN_S
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return value
+
+
+class Start:
+    """The fixture `start`: starts supervisors, and leaves none behind."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.running: list[Running] = []
+
+    def __call__(
+        self, behaviour: str = "sound", *overrides: str, workers: int = 1, started: bool = True
+    ) -> Running:
+        running = Running(self._directory, behaviour, workers, overrides)
+        self.running.append(running)
+        if started:
+            running.wait_started()
+        return running
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    start = Start(tmp_path)
+    yield start
+    for running in start.running:
+        if running.process.poll() is None:
+            os.killpg(running.process.pid, signal.SIGKILL)
+            running.process.wait()
+        assert running.process.stderr is not None
+        running.process.stderr.close()
+
+
+# --- start -----------------------------------------------------------------------------------------------------
+
+
+def test_serves_and_says_so(start: Start) -> None:
+    gateway = start()
+    pid = gateway.greeted()
+    ready = gateway.wait_ready()
+    assert ready == {
+        "ready": True,
+        "reasons": [],
+        "listening": True,
+        "draining": False,
+        "workers": [
+            {
+                "worker": 1,
+                "pid": pid,
+                "listening": True,
+                "draining": False,
+                "policies_started": True,
+                "detail": {},
+            }
+        ],
+    }
+    assert gateway.ask("/livez") == (200, {"live": True, "reasons": []})
+    metrics = gateway.metrics()
+    assert metrics["mxgate_workers"] == 1
+    assert metrics["mxgate_worker_restarts_total"] == 0
+    assert metrics["mxgate_fakes_total"] == 1
+    assert abs(metrics["mxgate_start_time_seconds"] - time.time()) < 3600
+    assert any(name.startswith("mxgate_build_info{") for name in metrics)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_worker_inherits_nothing_that_is_not_its_own(start: Start, restarted: bool) -> None:
+    gateway = start(workers=2)
+    gateway.wait_ready()
+    if restarted:
+        # Its successor is forked from a process with a loop, an admin port and channels.
+        gateway.tell(b"die")
+        gateway.wait_log("worker.died")
+        gateway.wait_ready()
+    status, body = gateway.ask("/api/v1/status")
+    assert status == 200
+    assert [worker["worker"] for worker in body["workers"]] == [1, 2]
+    for worker in body["workers"]:
+        facts = worker["status"]
+        assert facts["descriptors"] == 3 + 1 + 1  # standard ones, one listening socket, the channel
+        assert facts["ignored"] == [1, 1]  # SIGHUP and SIGINT
+        assert facts["blocked"] == 0
+    assert restarted or not any(worker["status"]["has_aiohttp"] for worker in body["workers"])
+
+
+def test_an_address_that_is_taken_is_named(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        gateway = start("sound", f'server.listen=["{address}"]', started=False)
+        assert gateway.wait_exit() == 1
+    assert gateway.lines == [f"mxgate: cannot listen on {address}: Address already in use\n"]
+
+
+def test_an_admin_address_that_this_machine_lacks_is_a_wrong_configuration(start: Start) -> None:
+    gateway = start("sound", 'admin.listen="192.0.2.1:9464"', started=False)
+    assert gateway.wait_exit() == 78
+    assert gateway.lines == ["mxgate: cannot listen on 192.0.2.1:9464: Cannot assign requested address\n"]
+
+
+@pytest.mark.parametrize("content", [None, " \n"])
+def test_a_token_file_that_holds_none_is_a_wrong_configuration(
+    start: Start, tmp_path: Path, content: str | None
+) -> None:
+    token = tmp_path / "token"
+    if content is not None:
+        token.write_text(content)
+    gateway = start("sound", f'admin.token_file="{token}"', started=False)
+    assert gateway.wait_exit() == 78
+    (line,) = gateway.lines
+    assert f"admin.token_file {token}" in line
+
+
+def test_ipv6_sockets_leave_ipv4_alone() -> None:
+    with _bind(HostPort("0.0.0.0", 0)) as ipv4:
+        try:
+            ipv6 = _bind(HostPort("::", ipv4.getsockname()[1]))
+        except StartError as exc:
+            pytest.skip(str(exc))
+        ipv6.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_refuses_its_configuration_stops_the_start(start: Start, workers: int) -> None:
+    gateway = start("refuses", workers=workers, started=False)
+    assert gateway.wait_exit() == 78
+    assert not any("worker.died" in line for line in gateway.lines)
+
+
+def test_is_not_ready_before_its_policies_are(start: Start) -> None:
+    gateway = start("never-ready")
+    status, body = wait_until(lambda: (answer := gateway.ask("/readyz"))[1] and answer)
+    assert status == 503
+    assert body["reasons"] == ["worker 1: policies are not started"]
+    assert gateway.ask("/livez")[0] == 200
+
+
+# --- workers that die ------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_died_is_replaced_and_its_counts_are_kept(start: Start) -> None:
+    gateway = start()
+    gateway.wait_ready()
+    wait_until(lambda: gateway.metrics().get("mxgate_fakes_total") == 1)
+    killed = gateway.tell(b"die")
+    died = gateway.wait_log("worker.died")
+    assert (died["pid"], died["code"]) == (killed, -signal.SIGKILL)
+    (worker,) = gateway.wait_ready()["workers"]
+    assert worker["pid"] != killed
+    wait_until(lambda: gateway.metrics()["mxgate_fakes_total"] == 2)
+    metrics = gateway.metrics()
+    assert metrics["mxgate_fakes"] == 1
+    assert metrics["mxgate_workers"] == 1
+    assert metrics["mxgate_worker_restarts_total"] == 1
+
+
+def test_connections_wait_for_the_next_worker(start: Start) -> None:
+    gateway = start("dies-twice")
+    assert gateway.greeted()
+    assert [gateway.wait_log("worker.died")["code"] for _ in range(2)] == [3, 3]
+
+
+def test_a_worker_that_raises_says_why_and_is_replaced(start: Start) -> None:
+    gateway = start("raises-once", started=False)
+    assert "RuntimeError: as it was told" in gateway.wait_log("worker.failed")["error"]
+    gateway.wait_started()
+    assert gateway.greeted()
+
+
+def test_a_worker_that_refuses_its_configuration_later_is_only_replaced(start: Start) -> None:
+    gateway = start()
+    gateway.wait_ready()
+    gateway.tell(b"refuse")
+    assert gateway.wait_log("worker.died")["code"] == 78
+    gateway.wait_ready()
+
+
+def test_a_worker_that_garbles_its_channel_is_replaced(start: Start) -> None:
+    gateway = start()
+    gateway.wait_ready()
+    gateway.tell(b"garble")
+    assert "4294967295 bytes" in gateway.wait_log("channel.failed")["error"]
+    gateway.wait_log("worker.died")
+    gateway.wait_ready()
+
+
+def test_a_worker_that_does_not_answer_is_named(start: Start) -> None:
+    gateway = start("never-answers")
+    gateway.wait_ready()
+    status, body = gateway.ask("/api/v1/status")
+    assert status == 200
+    assert body["workers"][0]["error"] == "no answer within 2 s"
+
+
+# --- the end ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_drains_at_a_signal(start: Start, number: signal.Signals, workers: int) -> None:
+    gateway = start("sound", "server.drain_timeout_s=60", workers=workers)
+    gateway.wait_ready()
+    with gateway.connected():
+        if number == signal.SIGINT:
+            os.killpg(gateway.process.pid, number)  # as a terminal does
+        else:
+            gateway.process.send_signal(number)
+        gateway.wait_log("drain.started")
+        wait_until(lambda: not gateway.greeted())
+        status, body = gateway.ask("/readyz")
+        assert status == 503
+        assert "draining" in body["reasons"]
+        assert body["draining"]
+        assert gateway.ask("/livez")[0] == 200
+    assert gateway.wait_exit() == 0
+
+
+@pytest.mark.parametrize("behaviour", ["never-drains", "ignores-all"])
+def test_kills_workers_that_do_not_end(start: Start, behaviour: str) -> None:
+    gateway = start(behaviour)
+    gateway.process.terminate()
+    gateway.wait_log("worker.killed")
+    assert gateway.wait_exit() == 0
+
+
+@pytest.mark.parametrize("behaviour", ["never-drains", "ignores-all"])
+def test_a_second_signal_ends_it_at_once(start: Start, behaviour: str) -> None:
+    gateway = start(behaviour, "server.drain_timeout_s=600")
+    gateway.process.terminate()
+    gateway.wait_log("drain.started")
+    gateway.process.send_signal(signal.SIGINT)
+    gateway.wait_log("drain.aborted")
+    assert gateway.wait_exit() == 1
+
+
+def test_sigterm_while_no_worker_runs_ends_it(start: Start) -> None:
+    gateway = start("dies-twice")
+    gateway.wait_log("worker.died")
+    gateway.wait_log("worker.died")
+    gateway.process.terminate()
+    assert gateway.wait_exit() == 0
+
+
+def test_workers_end_when_the_supervisor_dies(start: Start) -> None:
+    gateway = start(workers=2)
+    gateway.wait_ready()
+    gateway.process.kill()
+    assert gateway.wait_exit() == -signal.SIGKILL  # not before the workers have gone
+
+
+def test_sighup_changes_nothing_and_says_so(start: Start) -> None:
+    gateway = start()
+    gateway.wait_ready()
+    os.killpg(gateway.process.pid, signal.SIGHUP)
+    gateway.wait_log("reload.unsupported")
+    gateway.wait_ready()
+    gateway.process.terminate()
+    assert gateway.wait_exit() == 0
