@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from gateway.mail.body import Body, Spool, SpoolError
 from gateway.mail.message import HeaderError, HeaderReader, Message, apply_edits, split_edits
 from gateway.mail.trace import received
+from gateway.pipeline import PROCEED
 from gateway.policy import Outcome
 from gateway.session import Envelope, Recipient, Session, TlsInfo, Transaction, Trust
 from gateway.smtp import reply
@@ -181,12 +182,21 @@ class Conversation:
 
     async def connect(self) -> Answer | None:
         """CONNECT: None to greet the client."""
-        return self._hold(Stage.CONNECT, await self._gate.pipeline.connect(self.session))
+        pipeline = self._gate.pipeline
+        if not pipeline.plans(Stage.CONNECT):
+            return None
+        return self._hold(Stage.CONNECT, await pipeline.connect(self.session))
 
     async def ehlo(self, domain: str, *, esmtp: bool) -> Answer | None:
         """EHLO or HELO: None to go on."""
-        self.session = replace(self.session, helo=domain, esmtp=esmtp)
-        return self._hold(Stage.EHLO, await self._gate.pipeline.ehlo(self.session))
+        old = self.session
+        self.session = session = Session(
+            old.id, old.client, old.port, domain, esmtp, old.tls, old.trust, old.address_source
+        )
+        pipeline = self._gate.pipeline
+        if not pipeline.plans(Stage.EHLO):
+            return None
+        return self._hold(Stage.EHLO, await pipeline.ehlo(session))
 
     def tls_started(self, tls: TlsInfo) -> None:
         """The session continues under TLS; what was said before is forgotten (RFC 3207 4.2)."""
@@ -204,10 +214,10 @@ class Conversation:
             f"{self.session.id}-{self._transactions}",
             self.session,
             envelope,
-            results=tuple(result for verdict in found for result in verdict.results),
+            results=tuple([result for verdict in found for result in verdict.results]),
         )
         self._open = open_ = _Open(tx, gate.services.clock.monotonic())
-        decided = await gate.pipeline.mail(tx)
+        decided = await gate.pipeline.mail(tx) if gate.pipeline.plans(Stage.MAIL) else PROCEED
         verdict = decided.verdict
         if verdict.results:
             open_.tx = replace(tx, results=tx.results + verdict.results)
@@ -248,8 +258,17 @@ class Conversation:
                 gate.recipients["deferred" if answer.is_transient else "rejected"].inc()
                 unknown += answer.enhanced in UNKNOWN_RECIPIENT
         if open_.accepted:
-            rcpts_so_far = tuple(open_.accepted)
-            open_.tx = replace(open_.tx, envelope=replace(open_.tx.envelope, rcpts=rcpts_so_far))
+            tx, old = open_.tx, open_.tx.envelope
+            envelope = Envelope(
+                old.mail_from,
+                tuple(open_.accepted),
+                old.body_type,
+                old.smtputf8,
+                old.size_hint,
+                old.dsn_ret,
+                old.dsn_envid,
+            )
+            open_.tx = Transaction(tx.id, tx.session, envelope, tx.message, tx.results, tx.notes)
         else:
             open_.route = None  # only an accepted recipient binds the others to its route
         return RcptAnswers(tuple(replies), unknown, close)
@@ -312,9 +331,12 @@ class Conversation:
     def _header_complete(self, open_: _Open, reader: HeaderReader) -> None:
         assert open_.body is not None
         header = reader.finish()
-        open_.tx = replace(open_.tx, message=Message(header, open_.body))
+        tx = open_.tx
+        open_.tx = Transaction(
+            tx.id, tx.session, tx.envelope, Message(header, open_.body), tx.results, tx.notes
+        )
         # RFC 5321 6.3: a message that passed so many hosts goes in a circle
-        if sum(1 for f in header.fields if f.name == b"received") > self._gate.settings.max_received:
+        if [name for name, _ in header.fields].count(b"received") > self._gate.settings.max_received:
             self._drop_content(open_, reply.TOO_MANY_HOPS, "hops")
 
     @staticmethod

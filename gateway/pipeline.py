@@ -11,7 +11,7 @@ the mail goes on without that policy or is deferred. It never becomes a rejectio
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ from gateway.verdict import (
 )
 
 if TYPE_CHECKING:
-    from gateway.services import Services
+    from gateway.services import Counters, Services
     from gateway.session import Recipient, Session, Transaction
 
 RECIPIENT = "recipient"
@@ -64,7 +64,21 @@ class Step:
         return self.policy.name
 
 
-Rank = tuple[Step, ...]
+class _Hook:
+    """One policy at one stage, with its counters bound."""
+
+    __slots__ = ("call", "decisions", "failures", "planned", "stage")
+
+    def __init__(self, planned: Step, stage: Stage, decisions: Counters, failures: Counters) -> None:
+        self.planned = planned
+        self.stage = stage
+        self.call: Callable[..., Coroutine[Any, Any, Verdict]] = getattr(planned.policy, f"on_{stage}")
+        self.decisions = tuple(decisions.labels(planned.name, stage, action.label) for action in Action)
+        self.failures = {how: failures.labels(planned.name, stage, how) for how in _FAILURES}
+
+
+_Rank = tuple[_Hook, ...]
+_FAILURES = ("exception", "timeout", "verdict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +89,8 @@ class Decided:
     policy: str = ""
 
 
-PROCEED = Decided(proceed())
+_PLAIN = proceed()
+PROCEED = Decided(_PLAIN)
 
 
 class Pipeline:
@@ -85,35 +100,26 @@ class Pipeline:
         self.steps = tuple(steps)
         self._services = services
         order = rank_of(self.steps)
-        self._ranks: dict[Stage, tuple[Rank, ...]] = {
-            stage: _ranks([s for s in self.steps if stage in s.policy.stages()], order) for stage in Stage
-        }
-        behind = _behind_recipient(self.steps, order)
-        rcpt = self._ranks[Stage.RCPT]
-        guard = tuple(s for s in self.steps if s.name == GUARD and Stage.RCPT in s.policy.stages())
-        before = [tuple(s for s in rank if s.name not in behind and s.name != GUARD) for rank in rcpt]
-        self._rcpt_before = ((guard,) if guard else ()) + tuple(r for r in before if r)
-        after = [tuple(s for s in rank if s.name in behind) for rank in rcpt]
-        self._rcpt_after = tuple(r for r in after if r)
-        self._outcome = tuple(s for s in self.steps if type(s.policy).on_outcome is not Policy.on_outcome)
         failures = services.metrics.counters(
             "mxgate_policy_failures_total", "Policies that failed, by how", ("policy", "stage", "failure")
         )
         decisions = services.metrics.counters(
             "mxgate_policy_decisions_total", "Verdicts of policies", ("policy", "stage", "action")
         )
-        self._failures = {
-            (s.name, stage, failure): failures.labels(s.name, stage, failure)
-            for s in self.steps
-            for stage in s.policy.stages()
-            for failure in ("exception", "timeout", "verdict")
+        hooks = {
+            stage: [
+                _Hook(s, stage, decisions, failures) for s in self.steps if stage in s.policy.stages()
+            ]
+            for stage in Stage
         }
-        self._decisions = {
-            (s.name, stage, action): decisions.labels(s.name, stage, action.label)
-            for s in self.steps
-            for stage in s.policy.stages()
-            for action in Action
-        }
+        self._ranks = {stage: _ranks(hooks[stage], order) for stage in Stage}
+        behind = _behind_recipient(self.steps, order)
+        rcpt = hooks[Stage.RCPT]
+        guard = tuple(h for h in rcpt if h.planned.name == GUARD)
+        others = [h for h in rcpt if h.planned.name not in behind and h.planned.name != GUARD]
+        self._rcpt_before = ((guard,) if guard else ()) + _ranks(others, order)
+        self._rcpt_after = _ranks([h for h in rcpt if h.planned.name in behind], order)
+        self._outcome = tuple(s for s in self.steps if type(s.policy).on_outcome is not Policy.on_outcome)
 
     async def start(self) -> None:
         """Start every policy in order. Raises what a policy raises; those that were started are stopped again."""
@@ -135,29 +141,33 @@ class Pipeline:
             except Exception as exc:  # noqa: BLE001  # a stranger's code; the others are stopped all the same
                 self._services.log.error("policy.stop_failed", policy=planned.name, error=repr(exc))
 
+    def plans(self, stage: Stage) -> bool:
+        """Whether any policy runs at this stage; where none does there is nothing to await."""
+        return bool(self._ranks[stage])
+
     async def connect(self, session: Session) -> Decided:
         """The CONNECT stage."""
-        return await self._run(Stage.CONNECT, self._ranks[Stage.CONNECT], session)
+        return await self._run(self._ranks[Stage.CONNECT], session)
 
     async def ehlo(self, session: Session) -> Decided:
         """The EHLO stage."""
-        return await self._run(Stage.EHLO, self._ranks[Stage.EHLO], session)
+        return await self._run(self._ranks[Stage.EHLO], session)
 
     async def mail(self, tx: Transaction) -> Decided:
         """The MAIL stage."""
-        return await self._run(Stage.MAIL, self._ranks[Stage.MAIL], tx)
+        return await self._run(self._ranks[Stage.MAIL], tx)
 
     async def rcpt_before(self, tx: Transaction, rcpt: Recipient) -> Decided:
         """The RCPT stage up to the downstream's own answer: the relay guard alone, then the others."""
-        return await self._run(Stage.RCPT, self._rcpt_before, tx, rcpt)
+        return await self._run(self._rcpt_before, tx, rcpt)
 
     async def rcpt_after(self, tx: Transaction, rcpt: Recipient) -> Decided:
         """The RCPT stage behind the downstream's own answer."""
-        return await self._run(Stage.RCPT, self._rcpt_after, tx, rcpt)
+        return await self._run(self._rcpt_after, tx, rcpt)
 
     async def eom(self, tx: Transaction) -> Decided:
         """The EOM stage."""
-        return await self._run(Stage.EOM, self._ranks[Stage.EOM], tx)
+        return await self._run(self._ranks[Stage.EOM], tx)
 
     async def outcome(self, tx: Transaction, outcome: Outcome) -> None:
         """Tell those who want to know how it ended; their failures are logged and nothing else."""
@@ -178,94 +188,94 @@ class Pipeline:
         """Whether any policy wants to know outcomes."""
         return bool(self._outcome)
 
-    async def _run(self, stage: Stage, ranks: tuple[Rank, ...], *args: Any) -> Decided:
-        if not ranks:
-            return PROCEED
+    async def _run(self, ranks: tuple[_Rank, ...], *args: Any) -> Decided:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + STAGE_BUDGET_S[stage]
+        begun = loop.time()
         verdicts: list[Verdict] = []
-        decided_by = ""
+        strictest, decided_by = Action.CONTINUE, ""
         for rank in ranks:
-            waiting: list[tuple[Step, asyncio.Task[Verdict]]] = []
-            here: list[tuple[Step, Verdict]] = []
-            for planned in rank:
+            here: list[tuple[_Hook, Verdict]] = []
+            waiting: dict[asyncio.Task[Verdict], _Hook] = {}
+            for hook in rank:
                 try:
-                    hook: Coroutine[Any, Any, Verdict] = getattr(planned.policy, f"on_{stage}")(*args)
-                    stepped = step(hook, loop)
+                    stepped = step(hook.call(*args), loop)
                 except (KeyboardInterrupt, SystemExit):
                     raise
                 except BaseException as exc:  # noqa: BLE001  # the barrier around a stranger's code
                     # a CancelledError is the policy's own too: nobody else runs while it is stepped
-                    here.append((planned, self._failed(planned, stage, "exception", repr(exc))))
+                    here.append((hook, self._failed(hook, "exception", repr(exc))))
                     continue
                 if isinstance(stepped, asyncio.Task):
-                    waiting.append((planned, stepped))
+                    waiting[stepped] = hook
                 else:
-                    here.append((planned, self._checked(planned, stage, stepped)))
+                    here.append((hook, self._checked(hook, stepped)))
             if waiting:
-                here += await self._wait(waiting, stage, deadline)
+                here += await self._wait(waiting, begun)
                 here.sort(key=lambda pair: rank.index(pair[0]))
-            for planned, verdict in here:
-                self._decisions[planned.name, stage, verdict.action].inc()
-                if verdict.action > max((v.action for v in verdicts), default=Action.CONTINUE):
-                    decided_by = planned.name
+            for hook, verdict in here:
+                hook.decisions[verdict.action].inc()
+                if verdict is _PLAIN:
+                    continue
+                if verdict.action > strictest:
+                    strictest, decided_by = verdict.action, hook.planned.name
                 verdicts.append(verdict)
-            if any(v.action >= Action.DEFER for v in verdicts):
+            if strictest >= Action.DEFER:
                 break
-        if len(verdicts) == 1:
-            return Decided(verdicts[0], decided_by)
-        return Decided(merge(verdicts), decided_by)
+        if not verdicts:
+            return PROCEED
+        return Decided(verdicts[0] if len(verdicts) == 1 else merge(verdicts), decided_by)
 
     async def _wait(
-        self, waiting: list[tuple[Step, asyncio.Task[Verdict]]], stage: Stage, deadline: float
-    ) -> list[tuple[Step, Verdict]]:
-        """The verdicts of policies that suspended, each within its own deadline and the stage's."""
+        self, waiting: dict[asyncio.Task[Verdict], _Hook], begun: float
+    ) -> list[tuple[_Hook, Verdict]]:
+        """The verdicts of policies that suspended, each within its own deadline and that of the stage that has begun."""
         loop = asyncio.get_running_loop()
-        begun = loop.time()
-        open_ = {task: planned for planned, task in waiting}
-        verdicts: list[tuple[Step, Verdict]] = []
+        now = loop.time()
+        last = begun + STAGE_BUDGET_S[next(iter(waiting.values())).stage]
+        deadlines = {task: min(now + hook.planned.timeout_s, last) for task, hook in waiting.items()}
+        verdicts: list[tuple[_Hook, Verdict]] = []
         try:
-            while open_:
-                until = min(*(begun + p.timeout_s for p in open_.values()), deadline)
+            while waiting:
+                until = min(deadlines[task] for task in waiting)
                 done, _ = await asyncio.wait(
-                    open_, timeout=max(0.0, until - loop.time()), return_when=asyncio.FIRST_COMPLETED
+                    waiting, timeout=max(0.0, until - loop.time()), return_when=asyncio.FIRST_COMPLETED
                 )
                 for task in done:
-                    planned = open_.pop(task)
-                    verdicts.append((planned, self._outcome_of(planned, stage, task)))
+                    hook = waiting.pop(task)
+                    verdicts.append((hook, self._outcome_of(hook, task)))
                 now = loop.time()
-                for task, planned in list(open_.items()):
-                    if now >= min(begun + planned.timeout_s, deadline):
-                        del open_[task]
-                        task.cancel()
-                        verdicts.append(
-                            (planned, self._failed(planned, stage, "timeout", "deadline exceeded"))
-                        )
+                for task in [task for task in waiting if now >= deadlines[task]]:
+                    hook = waiting.pop(task)
+                    task.cancel()
+                    verdicts.append((hook, self._failed(hook, "timeout", "deadline exceeded")))
         finally:
-            for task in open_:
+            for task in waiting:
                 task.cancel()
         return verdicts
 
-    def _outcome_of(self, planned: Step, stage: Stage, task: asyncio.Task[Verdict]) -> Verdict:
+    def _outcome_of(self, hook: _Hook, task: asyncio.Task[Verdict]) -> Verdict:
         if task.cancelled():
-            return self._failed(planned, stage, "exception", "cancelled itself")
+            return self._failed(hook, "exception", "cancelled itself")
         if (exc := task.exception()) is not None:
-            return self._failed(planned, stage, "exception", repr(exc))
-        return self._checked(planned, stage, task.result())
+            return self._failed(hook, "exception", repr(exc))
+        return self._checked(hook, task.result())
 
-    def _checked(self, planned: Step, stage: Stage, verdict: object) -> Verdict:
+    def _checked(self, hook: _Hook, verdict: object) -> Verdict:
+        if verdict is _PLAIN:
+            return _PLAIN
         if not isinstance(verdict, Verdict):
-            return self._failed(planned, stage, "verdict", f"returned {type(verdict).__name__}")
+            return self._failed(hook, "verdict", f"returned {type(verdict).__name__}")
         if not _is_sound(verdict):
-            return self._failed(planned, stage, "verdict", "holds what is no action, result or edit")
-        if verdict.action is Action.QUARANTINE and stage is not Stage.EOM:
-            return self._failed(planned, stage, "verdict", f"quarantine at {stage}")
+            return self._failed(hook, "verdict", "holds what is no action, result or edit")
+        if verdict.action is Action.QUARANTINE and hook.stage is not Stage.EOM:
+            return self._failed(hook, "verdict", f"quarantine at {hook.stage}")
         return verdict
 
-    def _failed(self, planned: Step, stage: Stage, failure: str, error: str) -> Verdict:
-        self._failures[planned.name, stage, failure].inc()
+    def _failed(self, hook: _Hook, failure: str, error: str) -> Verdict:
+        planned = hook.planned
+        hook.failures[failure].inc()
         self._services.log.error(
-            "policy.failed", policy=planned.name, stage=stage, reason=failure, error=error
+            "policy.failed", policy=planned.name, stage=hook.stage, reason=failure, error=error
         )
         method = planned.policy.method
         # a check that could not be made is temperror, never none (STANDARDS: RFC 8601 2.7)
@@ -321,7 +331,7 @@ def _behind_recipient(steps: Sequence[Step], order: dict[str, int]) -> frozenset
     return frozenset(behind - {GUARD})
 
 
-def _ranks(steps: Sequence[Step], order: dict[str, int]) -> tuple[Rank, ...]:
-    """The steps of a stage, rank by rank; within a rank in the order of the configuration."""
-    numbers = sorted({order[s.name] for s in steps})
-    return tuple(tuple(s for s in steps if order[s.name] == number) for number in numbers)
+def _ranks(hooks: Sequence[_Hook], order: dict[str, int]) -> tuple[_Rank, ...]:
+    """The hooks of a stage, rank by rank; within a rank in the order of the configuration."""
+    numbers = sorted({order[h.planned.name] for h in hooks})
+    return tuple(tuple(h for h in hooks if order[h.planned.name] == number) for number in numbers)

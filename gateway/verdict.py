@@ -12,8 +12,9 @@ from enum import IntEnum, StrEnum
 
 from gateway.smtp.reply import Reply
 
-# RFC 5322 2.2.3: a line end only as folding, and no line of white space alone
-_FIELD_VALUE = re.compile(r"[^\r\n\0]*+(?:\r\n[ \t]++[^\s\0][^\r\n\0]*+)*+")
+# RFC 5322 2.2.3: a line end only as folding, no line of white space alone, no controls
+_FIELD_TEXT = r"[^\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]"
+_FIELD_VALUE = re.compile(rf"{_FIELD_TEXT}*(?:\r\n[ \t]+(?![ \t\r]){_FIELD_TEXT}+)*")
 _REASON = re.compile(r"[a-z][a-z0-9_]{0,62}")
 # RFC 5322 2.2: printable ASCII but the colon; the length is ours
 _FIELD_NAME = re.compile(r"[\x21-\x39\x3b-\x7e]{1,77}")
@@ -161,6 +162,7 @@ def merge(verdicts: Iterable[Verdict]) -> Verdict:
     strictest = _PROCEED
     results: list[AuthResult] = []
     edits: list[HeaderEdit] = []
+    close = False
     for verdict in verdicts:
         # of those that just go on, the first with something to say
         if verdict.action > strictest.action or (
@@ -169,8 +171,9 @@ def merge(verdicts: Iterable[Verdict]) -> Verdict:
             strictest = verdict
         results += verdict.results
         edits += verdict.edits
-    if not results and not edits:
+        close = close or verdict.close
+    if not results and not edits and close == strictest.close:
         return strictest
     return Verdict(
-        strictest.action, strictest.reason, strictest.reply, tuple(results), tuple(edits), strictest.close
+        strictest.action, strictest.reason, strictest.reply, tuple(results), tuple(edits), close
     )

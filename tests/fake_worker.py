@@ -61,7 +61,8 @@ class FakeWorker:
 
     def _push(self) -> None:
         self._channel.send(MetricsPush(self._metrics.snapshot()))
-        asyncio.get_running_loop().call_later(1, self._push)
+        if self._behaviour != "falls-silent":
+            asyncio.get_running_loop().call_later(1, self._push)
 
     def _say(self, state: State) -> None:
         self._channel.send(state)
@@ -147,6 +148,8 @@ if __name__ == "__main__":
     config = load(Path(file), environ={}, overrides=overrides)
     server = config.server.model_copy(update={"workers": int(workers)})
     supervisor._DRAIN_GRACE_S = 0.2
+    if behaviour == "falls-silent":
+        supervisor._SILENCE_S = 0.5
     sys.exit(
         supervisor.run(
             config.model_copy(update={"server": server}),

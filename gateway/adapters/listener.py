@@ -462,7 +462,8 @@ class Connection(asyncio.Protocol):
         self._task = None
         if self._client_key is None:  # the connection was lost meanwhile
             self._conversation.reset()
-            self._tell_outcome()
+            if (told := self._conversation.outcome()) is not None:
+                self._listener.run_behind(told)
             if not task.cancelled() and (exc := task.exception()) is not None:
                 self._listener.services.log.error("session.failed", error=repr(exc))
             return
@@ -501,9 +502,6 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, answer: Answer) -> None:
         self._server.answer(answer.reply, close=answer.close)
-        self._tell_outcome()
-
-    def _tell_outcome(self) -> None:
         if (told := self._conversation.outcome()) is not None:
             self._flush()
             self._listener.run_behind(told)

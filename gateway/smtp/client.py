@@ -489,8 +489,8 @@ class Verification:
             return self._verified("")
         if known[-1].is_ok or (known[-1].is_refusal and known[-1].code != 421 and len(known) > 1):
             return Send(self._commands[len(known)], 1)
-        # Without PIPELINING a refused MAIL needs no RSET; 421 and what is no answer end the dialogue.
-        return self._verified("closed" if known[-1].is_refusal else "protocol")
+        # Without PIPELINING a refused MAIL needs no RSET; 421 ends the dialogue, and so does what is no answer.
+        return self._verified("closed" if known[-1].code == 421 else "")
 
     def interrupted(self, replies: Sequence[ServerReply], error: str) -> Verified:
         """The connection failed after these replies to what was sent last: "closed", "timeout" or "protocol"."""

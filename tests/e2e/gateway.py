@@ -23,7 +23,7 @@ from tests.e2e.net import LOOPBACK, Address, free_port, wait_until
 
 HOSTNAME = "mx.example.org"
 COMMAND = str(Path(sys.executable).parent / "mxgate")
-START_S = 15
+START_S = 30
 STOP_S = 15
 
 # A value of the configuration; sections are mappings.

@@ -19,6 +19,7 @@ from tests.e2e.net import LOOPBACK, Address, free_port, is_listening, wait_until
 DAEMONS = Path("/usr/lib/postfix/sbin")
 STORE_HOSTNAME = "store.example.org"
 _NOBODY = 65534
+_LONGEST_RUN_S = 3600
 # Return-Path, X-Original-To, Delivered-To
 _FIELDS_BEFORE_RECEIVED = 3
 
@@ -107,7 +108,8 @@ class Postfix:
         self._maildir = self.directory / "mail" / "box"
         self._configure(dict(settings or {}), refused)
         self._process = subprocess.Popen(
-            [str(DAEMONS / "master"), "-c", str(self._etc), "-d"],
+            # -e: it ends by itself, should the test run be killed before it can stop it
+            [str(DAEMONS / "master"), "-c", str(self._etc), "-d", "-e", str(_LONGEST_RUN_S)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -195,7 +195,7 @@ def test_defers_the_message_when_some_recipients_are_refused_meanwhile(
     assert submit(sink_gateway, [good, bad]).code == 451
     assert sink.messages == []
     assert sink.unconfirmed == []
-    # DESIGN.md section 6: the sender's retry is answered right at RCPT instead of looping
+    # what was remembered is forgotten: at the retry the downstream is asked again, and its answer is given at RCPT
     with sink_gateway.connect() as client:
         client.hello()
         replies = client.envelope(SENDER, [good, bad])

@@ -1,0 +1,211 @@
+"""admin: it shows what the supervisor says, and nothing to those who may not see it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gateway.adapters import admin
+from gateway.adapters.admin import _is_loopback, serve_admin
+
+
+@dataclass
+class FakeSupervisor:
+    """What the admin port is told."""
+
+    dead: tuple[str, ...] = ()
+    unready: tuple[str, ...] = ()
+    accepted: list[str] = field(default_factory=list)
+
+    def not_live(self) -> tuple[str, ...]:
+        return self.dead
+
+    def not_ready(self) -> tuple[str, ...]:
+        return self.unready
+
+    def state(self) -> Mapping[str, object]:
+        return {"listening": True, "workers": [{"worker": 1, "detail": {"downstream": "\u2028<b>"}}]}
+
+    def metrics(self, accept: str) -> tuple[bytes, str]:
+        self.accepted.append(accept)
+        return b"mxgate_workers 1.0\n", "text/plain; version=0.0.4; charset=utf-8"
+
+    async def status(self) -> Mapping[str, object]:
+        return {"version": "0.1.0"}
+
+
+@dataclass
+class Answer:
+    """One HTTP answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> object:
+        assert self.headers["content-type"] == "application/json; charset=utf-8"
+        return json.loads(self.body)
+
+
+@contextlib.asynccontextmanager
+async def served(supervised: FakeSupervisor, token: bytes = b"") -> AsyncIterator[tuple[str, int]]:
+    sock = socket.create_server(("127.0.0.1", 0))
+    address = sock.getsockname()
+    close = await serve_admin(sock, supervised, token=token)
+    try:
+        yield address
+    finally:
+        await close()
+
+
+async def ask(address: tuple[str, int], request: str, *headers: str) -> Answer:
+    lines = [f"{request} HTTP/1.1", "Host: localhost", "Connection: close", *headers, "", ""]
+    raw = await exchange(address, "\r\n".join(lines).encode("utf-8", "surrogateescape"))
+    head, _, body = raw.partition(b"\r\n\r\n")
+    status, *fields = head.decode().split("\r\n")
+    split = (line.split(": ", 1) for line in fields)
+    return Answer(int(status.split()[1]), {name.lower(): value for name, value in split}, body)
+
+
+async def exchange(address: tuple[str, int], request: bytes, *, ends: bool = False) -> bytes:
+    reader, writer = await asyncio.open_connection(*address)
+    try:
+        writer.write(request)
+        if ends:
+            writer.write_eof()
+        return await reader.read()
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def test_health_is_200_or_503_with_the_reasons() -> None:
+    supervised = FakeSupervisor()
+    async with served(supervised) as address:
+        answer = await ask(address, "GET /livez")
+        assert (answer.status, answer.json()) == (200, {"live": True, "reasons": []})
+        answer = await ask(address, "GET /readyz")
+        assert (answer.status, answer.json()) == (
+            200,
+            {"ready": True, "reasons": []} | dict(supervised.state()),
+        )
+        assert answer.headers["cache-control"] == "no-store"
+        supervised.dead = ("worker 1: nothing heard for 10 s",)
+        supervised.unready = ("draining", "worker 1: not running")
+        answer = await ask(address, "GET /livez")
+        assert (answer.status, answer.json()) == (503, {"live": False, "reasons": list(supervised.dead)})
+        answer = await ask(address, "GET /readyz")
+        assert answer.status == 503
+        assert answer.json() == {"ready": False, "reasons": list(supervised.unready)} | dict(
+            supervised.state()
+        )
+        answer = await ask(address, "HEAD /readyz")
+        assert (answer.status, answer.body) == (503, b"")
+
+
+async def test_metrics_come_in_the_format_that_was_asked_for() -> None:
+    supervised = FakeSupervisor()
+    async with served(supervised) as address:
+        answer = await ask(address, "GET /metrics", "Accept: text/plain;q=0.5", "Accept: */*;q=0.1")
+        assert (answer.status, answer.body) == (200, b"mxgate_workers 1.0\n")
+        assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        await ask(address, "GET /metrics")
+    assert supervised.accepted == ["text/plain;q=0.5,*/*;q=0.1", ""]
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status", "error"),
+    [
+        ("GET /", 404, "Not Found"),
+        ("GET /etc/passwd", 404, "Not Found"),
+        ("GET /api/v1/nothing", 404, "Not Found"),
+        ("POST /readyz", 405, "Method Not Allowed"),
+        ("DELETE /api/v1/status", 405, "Method Not Allowed"),
+    ],
+)
+async def test_errors_are_json(request_line: str, status: int, error: str) -> None:
+    async with served(FakeSupervisor()) as address:
+        answer = await ask(address, request_line)
+        assert (answer.status, answer.json()) == (status, {"error": error})
+        assert (status == 405) == ("allow" in answer.headers)
+
+
+async def test_loopback_needs_no_token() -> None:
+    async with served(FakeSupervisor(), b"secret") as address:
+        answer = await ask(address, "GET /api/v1/status")
+        assert (answer.status, answer.json()) == (200, {"version": "0.1.0"})
+
+
+@pytest.mark.parametrize("path", ["/api/v1/status", "/api/v1/nothing", "/%61pi/v1/status"])
+@pytest.mark.parametrize(
+    ("token", "shown", "is_allowed"),
+    [
+        (b"secret", "Bearer secret", True),
+        (b"secret", "Bearer secre", False),
+        (b"secret", "Bearer secret2", False),
+        (b"secret", "secret", False),
+        (b"secret", "Basic secret", False),
+        (b"secret", "Bearer \udcff\udcfe", False),
+        (b"\xff\xfe", "Bearer \udcff\udcfe", True),
+        (b"secret", None, False),
+        (b"", None, False),
+        (b"", "Bearer ", False),
+        (b"", "Bearer", False),
+    ],
+)
+async def test_others_must_show_the_token(
+    monkeypatch: pytest.MonkeyPatch, path: str, token: bytes, shown: str | None, is_allowed: bool
+) -> None:
+    monkeypatch.setattr(admin, "_is_loopback", lambda _: False)
+    async with served(FakeSupervisor(), token) as address:
+        answer = await ask(address, f"GET {path}", *([] if shown is None else [f"Authorization: {shown}"]))
+        if is_allowed:
+            assert answer.status == (404 if path.endswith("nothing") else 200)
+        else:
+            assert (answer.status, answer.json()) == (401, {"error": "Unauthorized"})
+            assert answer.headers["www-authenticate"] == "Bearer"
+        assert (await ask(address, "GET /livez")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("remote", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.10", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("192.0.2.1", False),
+        ("::ffff:192.0.2.1", False),
+        ("2001:db8::1", False),
+        ("fe80::1%eth0", False),
+        ("", False),
+        (None, False),
+        ("localhost", False),
+    ],
+)
+def test_knows_loopback(remote: str | None, expected: bool) -> None:
+    assert _is_loopback(remote) is expected
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(
+    garbage=st.binary(max_size=300)
+    | st.sampled_from([b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", b"\0"])
+)
+def test_garbage_harms_nobody(garbage: bytes) -> None:
+    async def main() -> None:
+        async with served(FakeSupervisor()) as address:
+            with contextlib.suppress(ConnectionError):
+                await exchange(address, garbage, ends=True)
+            assert (await ask(address, "GET /livez")).status == 200
+
+    asyncio.run(main())
