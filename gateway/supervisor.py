@@ -170,8 +170,8 @@ class _Worker:
     def not_live(self) -> str:
         now = time.monotonic()
         if self.heard_at is None:
-            return f"nothing heard for {_START_S:.0f} s" if now - self.forked_at > _START_S else ""
-        return f"nothing heard for {_SILENCE_S:.0f} s" if now - self.heard_at > _SILENCE_S else ""
+            return f"nothing heard for {_START_S:g} s" if now - self.forked_at > _START_S else ""
+        return f"nothing heard for {_SILENCE_S:g} s" if now - self.heard_at > _SILENCE_S else ""
 
     def not_ready(self) -> str:
         if self.state is None or not self.state.policies_started:
@@ -392,8 +392,7 @@ class Supervisor:
             self._restart_later(worker.number)
 
     def _restart_later(self, number: int) -> None:
-        delay_s = min(_RESTART_MAX_S, _RESTART_FIRST_S * 2 ** (self._deaths[number] - 1))
-        self._loop.call_later(delay_s if self._deaths[number] else 0, self._restart, number)
+        self._loop.call_later(_restart_delay_s(self._deaths[number]), self._restart, number)
         self._deaths[number] += 1
 
     def _restart(self, number: int) -> None:
@@ -492,6 +491,14 @@ class Supervisor:
             return answer | {"status": await worker.channel.request("status", timeout_s=_STATUS_TIMEOUT_S)}
         except ChannelError as exc:
             return answer | {"error": str(exc)}
+
+
+def _restart_delay_s(deaths: int) -> float:
+    """The pause after that many deaths in a row before this one."""
+    if not deaths:
+        return 0
+    doubled = min(deaths - 1, 10)  # far beyond the maximum, and no overflow
+    return min(_RESTART_FIRST_S * 2**doubled, _RESTART_MAX_S)
 
 
 def _addresses(sockets: Sequence[socket.socket]) -> list[str]:

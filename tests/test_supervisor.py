@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from gateway.config.values import HostPort
-from gateway.supervisor import StartError, _bind
+from gateway.supervisor import StartError, _bind, _restart_delay_s
 
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
 WITHIN_S = 30
@@ -47,7 +47,7 @@ class Running:
         )
         # Its own session, so that a signal to its group is not one to the tests.
         self.process = subprocess.Popen(
-            [sys.executable, str(FAKE_WORKER), behaviour, str(file), str(workers), *overrides],
+            [sys.executable, "-W", "error", str(FAKE_WORKER), behaviour, str(file), str(workers), *overrides],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -83,6 +83,7 @@ class Running:
         """The exit code, when all its processes have gone: each holds standard error open."""
         assert self.process.stderr is not None
         self.lines += self.process.stderr
+        assert not any("Exception ignored" in line for line in self.lines), "".join(self.lines)
         return self.process.wait(WITHIN_S)
 
     @contextmanager
@@ -297,6 +298,11 @@ def test_connections_wait_for_the_next_worker(start: Start) -> None:
     gateway = start("dies-twice")
     assert gateway.greeted()
     assert [gateway.wait_log("worker.died")["code"] for _ in range(2)] == [3, 3]
+
+
+def test_pauses_between_deaths_grow_to_a_bound() -> None:
+    assert [_restart_delay_s(deaths) for deaths in range(5)] == [0, 0.5, 1, 2, 4]
+    assert _restart_delay_s(10_000) == 30
 
 
 def test_a_worker_that_raises_says_why_and_is_replaced(start: Start) -> None:

@@ -3,8 +3,8 @@
     async with Sink(rcpt=[OK, say("550 5.1.1 No such user")]) as sink:
         ... sink.port, sink.messages, sink.commands ...
 
-A step's value is one Do for every time, or a list of them: one for each time, then the default again. `gate` lets a test
-hold a reply back until it has looked around; `until` waits for the sink to have seen something. Nothing here sleeps.
+A step's value is one Do for every time, or a list of them: one for each time, then the default again. `gate` lets a
+test hold a reply back until it has looked around; `until` waits for the sink to have seen something. Nothing sleeps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal
+from typing import Literal, Self
 
 EXTENSIONS = ("PIPELINING", "8BITMIME", "SMTPUTF8", "DSN", "SIZE 1000000000")
 _WAIT_S = 20.0
@@ -88,7 +88,7 @@ class Sink:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
-    async def __aenter__(self) -> Sink:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accepted, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
