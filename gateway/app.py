@@ -34,6 +34,7 @@ from gateway.channel import (
     Channel,
     ChannelError,
     Drain,
+    Json,
     Message,
     MetricsPush,
     Request,
@@ -46,7 +47,7 @@ from gateway.config.explain import print_problems
 from gateway.errors import GatewayError
 from gateway.gatekeeper import Gatekeeper, GatekeeperSettings
 from gateway.mail.body import Spool, SpoolError
-from gateway.pipeline import Pipeline, Step
+from gateway.pipeline import Pipeline, PlanError, Step
 from gateway.services import Clock, Log, Services
 from gateway.smtp.server import ServerSettings
 
@@ -122,6 +123,8 @@ class Worker:
         self._stop = asyncio.Event()
         self._parent_died = False
         self._channel: Channel | None = None
+        self._listener: Listener | None = None
+        self._pushing: asyncio.TimerHandle | None = None
         self._state = State(listening=False, draining=False, policies_started=False)
 
     async def run(
@@ -147,7 +150,7 @@ class Worker:
         gatekeeper = Gatekeeper(
             gatekeeper_settings(config), pipeline, relay, spool, self._services, id_source()
         )
-        listener = Listener(
+        self._listener = listener = Listener(
             listener_settings(config), server_settings(config), gatekeeper, self._services, tls
         )
         try:
@@ -158,14 +161,15 @@ class Worker:
         await listener.start(listening, listening_tls)
         self._say(listening=True, policies_started=True)
         self._log.info("worker.started", pid=os.getpid(), policies=[p.name for p in self._planned])
-        pushing = asyncio.get_running_loop().call_later(_PUSH_S, self._push)
+        self._push()
         await self._stop.wait()
         self._say(draining=True, listening=False)
         await listener.drain(0.0 if self._parent_died else config.server.drain_timeout_s)
         await relay.close()
         await pipeline.stop()
-        pushing.cancel()
-        self._push(again=False)
+        if self._pushing is not None:
+            self._pushing.cancel()
+        self._channel.send(MetricsPush(self._metrics.snapshot()))
         self._log.info("worker.ended", pid=os.getpid())
         self._channel.close()
         return EXIT_FAILURE if self._parent_died else EXIT_OK
@@ -201,7 +205,10 @@ class Worker:
             except Exception as exc:
                 raise StartError(f"policy {planned.name}: {exc}") from exc
             steps.append(Step(policy, planned.timeout_s, planned.on_error))
-        return Pipeline(steps, self._services)
+        try:
+            return Pipeline(steps, self._services)
+        except PlanError as exc:
+            raise StartError(str(exc)) from exc
 
     # --- the supervisor -------------------------------------------------------------------------------
 
@@ -215,18 +222,27 @@ class Worker:
         assert self._channel is not None
         self._channel.send(self._state)
 
-    def _push(self, *, again: bool = True) -> None:
+    def _push(self) -> None:
         channel = self._channel
         assert channel is not None
         if channel.is_writable:
             channel.send(MetricsPush(self._metrics.snapshot()))
-        if again:
-            asyncio.get_running_loop().call_later(_PUSH_S, self._push)
+        self._pushing = asyncio.get_running_loop().call_later(_PUSH_S, self._push)
+
+    def _status(self) -> dict[str, Json]:
+        """What /api/v1/status shows of this worker."""
+        return {
+            "sessions": len(self._listener.sessions) if self._listener else 0,
+            "policies": [planned.name for planned in self._planned],
+        }
 
     def _on_message(self, message: Message) -> None:
         match message:
             case Drain():
                 self._stop.set()
+            case Request(id=number, name="status"):
+                assert self._channel is not None
+                self._channel.send(Response(number, self._status()))
             case Request():
                 assert self._channel is not None
                 self._channel.send(Response(message.id, error=f"unknown request {message.name}"))

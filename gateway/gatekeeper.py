@@ -30,7 +30,7 @@ from gateway.verdict import Action, AddField, HeaderEdit, Stage, Verdict
 
 if TYPE_CHECKING:
     from gateway.pipeline import Decided, Pipeline
-    from gateway.relaying import Relay
+    from gateway.relaying import Offer, Relay
     from gateway.services import Counter, Services
 
 QUARANTINE_FIELD = "X-Mxgate-Quarantine"
@@ -117,6 +117,9 @@ class Gatekeeper:
         )
         self.duration = {a: durations.labels(a) for a in _DONE.values()}
 
+        self._offer = relay.offer()
+        self._extensions = self._announce(self._offer)
+
     def open(self, client: IPv4Address | IPv6Address, port: int, tls: TlsInfo | None = None) -> Conversation:
         """A new session of this client."""
         if isinstance(client, IPv6Address) and client.ipv4_mapped is not None:
@@ -128,6 +131,12 @@ class Gatekeeper:
     def extensions(self) -> Extensions:
         """What EHLO may announce now: DSN and SMTPUTF8 only when every downstream offers them (DESIGN.md section 6)."""
         offer = self.relay.offer()
+        if offer is self._offer:
+            return self._extensions
+        self._offer, self._extensions = offer, self._announce(offer)
+        return self._extensions
+
+    def _announce(self, offer: Offer) -> Extensions:
         keywords = {Extension.SIZE}
         if offer.eightbitmime:
             keywords.add(Extension.EIGHT_BIT_MIME)

@@ -107,9 +107,7 @@ class Pipeline:
             "mxgate_policy_decisions_total", "Verdicts of policies", ("policy", "stage", "action")
         )
         hooks = {
-            stage: [
-                _Hook(s, stage, decisions, failures) for s in self.steps if stage in s.policy.stages()
-            ]
+            stage: [_Hook(s, stage, decisions, failures) for s in self.steps if stage in s.policy.stages()]
             for stage in Stage
         }
         self._ranks = {stage: _ranks(hooks[stage], order) for stage in Stage}
@@ -228,7 +226,7 @@ class Pipeline:
     async def _wait(
         self, waiting: dict[asyncio.Task[Verdict], _Hook], begun: float
     ) -> list[tuple[_Hook, Verdict]]:
-        """The verdicts of policies that suspended, each within its own deadline and that of the stage that has begun."""
+        """The verdicts of policies that suspended, each within its own deadline and that of the stage."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         last = begun + STAGE_BUDGET_S[next(iter(waiting.values())).stage]

@@ -174,6 +174,4 @@ def merge(verdicts: Iterable[Verdict]) -> Verdict:
         close = close or verdict.close
     if not results and not edits and close == strictest.close:
         return strictest
-    return Verdict(
-        strictest.action, strictest.reason, strictest.reply, tuple(results), tuple(edits), close
-    )
+    return Verdict(strictest.action, strictest.reason, strictest.reply, tuple(results), tuple(edits), close)

@@ -255,7 +255,7 @@ class Connection(asyncio.Protocol):
             return
         client = client_address(peer[0])
         # IPv4 by address, IPv6 by /64, which is what one client can have for the asking
-        key = int(client) if client.version == 4 else -(int(client) >> 64)  # noqa: PLR2004  # IP versions
+        key = int(client) if client.version == 4 else -(int(client) >> 64)
         settings = listener.settings
         others = listener.by_client.get(key, 0)
         refusal, outcome = None, "served"

@@ -140,9 +140,6 @@ def _render_json(timestamp: _Timestamp) -> Callable[[object, str, _Event], str]:
     return render
 
 
-_encode = json.JSONEncoder(default=lambda value: _text(value), skipkeys=True, allow_nan=False, separators=(",", ":")).encode
-
-
 def _json(value: object) -> str:
     if isinstance(value, str):  # an enum
         return _esc(str(value))
@@ -205,3 +202,6 @@ def _escape(text: str) -> str:
         char if char.isprintable() and char != "\\" else char.encode("unicode_escape").decode()
         for char in text
     )
+
+
+_encode = json.JSONEncoder(default=_text, skipkeys=True, allow_nan=False, separators=(",", ":")).encode

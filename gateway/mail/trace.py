@@ -19,7 +19,7 @@ _NOT_DOMAIN = re.compile(r"[^A-Za-z0-9.:_\[\]-]")
 
 def received(tx: Transaction, hostname: str, now: float) -> AddField:
     """Our trace field: who gave us this transaction's message, how, and when (`now` in seconds since the epoch)."""
-    session, envelope = tx.session, tx.envelope
+    session = tx.session
     # RFC 3848: with ESMTP, S with TLS; RFC 6531 4.3: UTF8SMTP
     protocol = "UTF8SMTP" if tx.envelope.smtputf8 else "ESMTP" if session.esmtp else "SMTP"
     if session.tls is not None:

@@ -58,7 +58,12 @@ STARTTLS = b"STARTTLS\r\n"
 
 
 class DownstreamProtocolError(GatewayError):
-    """What the downstream sent is no SMTP reply. The message holds nothing of it unescaped."""
+    """What the downstream sent is no SMTP reply. The message holds nothing of it unescaped.
+
+    `replies` are those that the same bytes completed before: what a downstream promised, it promised.
+    """
+
+    replies: tuple[ServerReply, ...] = ()
 
 
 # --- replies -----------------------------------------------------------------------------------------
@@ -124,15 +129,19 @@ class ReplyReader:
         # Not splitlines(): it knows line ends that SMTP does not.
         lines = data.split(b"\n")
         self._partial = lines.pop()
-        replies = []
-        for line in lines:
-            reply = None if self._texts else self._seen.get(line)
-            if reply is None:
-                reply = self._line(line)
-            if reply is not None:
-                replies.append(reply)
-        if len(self._partial) > MAX_REPLY_LINE:
-            raise DownstreamProtocolError(f"a reply line of more than {MAX_REPLY_LINE} octets")
+        replies: list[ServerReply] = []
+        try:
+            for line in lines:
+                reply = None if self._texts else self._seen.get(line)
+                if reply is None:
+                    reply = self._line(line)
+                if reply is not None:
+                    replies.append(reply)
+            if len(self._partial) > MAX_REPLY_LINE:
+                raise DownstreamProtocolError(f"a reply line of more than {MAX_REPLY_LINE} octets")
+        except DownstreamProtocolError as error:
+            error.replies = tuple(replies)
+            raise
         return replies
 
     def _line(self, line: bytes) -> ServerReply | None:

@@ -146,4 +146,3 @@ INTERNAL_CLOSING = Reply(421, "4.3.0", "Temporary trouble here, try again later"
 DOWNSTREAM_TROUBLE = Reply(451, "4.4.1", "The destination is not reachable now, try again later")
 FINAL_REPLY_LOST = Reply(451, "4.4.2", "The destination did not confirm the message, try again later")
 PARTIAL_REFUSAL = Reply(451, "4.3.0", "Some recipients were refused meanwhile, try again later")
-STAGE_TIMEOUT = Reply(451, "4.3.0", "Checks took too long, try again later")

@@ -48,7 +48,7 @@ MAX_ENVELOPE_LINE = 2048
 MAX_BATCH = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)  # by identity: the greeting is remembered for it
 class ServerSettings:
     """What the operator decides about sessions. Sizes in octets; the meaning of each limit is in docs/configure.md."""
 
@@ -62,7 +62,7 @@ class ServerSettings:
     has_tls: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)  # likewise
 class Extensions:
     """What EHLO announces beyond what is always there. `size` is the largest message in octets (RFC 1870)."""
 

@@ -43,7 +43,8 @@ def both_loops(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[..., No
     loop_name = inspect.Parameter("loop_name", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     own = inspect.signature(test).parameters.values()
     run.__signature__ = inspect.Signature([loop_name, *own])  # type: ignore[attr-defined]  # pytest reads it
-    return pytest.mark.parametrize("loop_name", LOOPS)(run)
+    decorated: Callable[..., None] = pytest.mark.parametrize("loop_name", LOOPS)(run)
+    return decorated
 
 
 def mailbox(text: str) -> Mailbox:

@@ -122,6 +122,7 @@ class Sink:
         self._tasks.add(task)
         peer = Peer(writer)
         self.peers.append(peer)
+        self._changed.set()
         try:
             await self._step(peer, reader, "banner", b"220 sink.example.org ESMTP")
             await self._converse(peer, reader)

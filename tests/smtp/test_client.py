@@ -108,6 +108,19 @@ def test_what_is_no_reply_is_the_typed_error(wire: bytes) -> None:
         ReplyReader().feed(wire)
 
 
+def test_replies_before_the_error_are_not_lost() -> None:
+    with pytest.raises(DownstreamProtocolError) as caught:
+        ReplyReader().feed(b"250 Stored\r\n354-go\r\nwhat\r\n")
+    assert caught.value.replies == (ServerReply(250, (b"Stored",)),)
+
+
+def test_a_reader_parses_more_lines_than_it_remembers() -> None:
+    reader = ReplyReader()
+    for _ in range(2):
+        for number in range(50):
+            assert reader.feed(b"250 %d\r\n" % number) == [ServerReply(250, (b"%d" % number,))]
+
+
 def test_the_longest_line_and_a_long_reply_pass() -> None:
     line = b"250 " + b"x" * (MAX_REPLY_LINE - 6) + b"\r\n"
     assert len(ReplyReader().feed(line)) == 1
@@ -484,7 +497,8 @@ def test_whatever_the_downstream_says_there_is_an_outcome_or_the_typed_error(
                 known += reader.feed(wire[at : at + size])
                 at += size
             error = "closed"
-        except DownstreamProtocolError:
+        except DownstreamProtocolError as exc:
+            known += exc.replies
             error = "protocol"
         got, known = known[:wanted], known[wanted:]
         step = transfer.advance(got) if len(got) == wanted else transfer.interrupted(got, error)
@@ -574,6 +588,12 @@ def test_replies_stand_when_only_rset_goes_wrong() -> None:
         assert (verified.after, verified.is_used_up) == (After.CLOSE, False)
     verified, _ = ask(["250 -", "250 -", "250 -"])
     assert (verified.after, verified.error) == (After.CLOSE, "")
+
+
+def test_the_same_answer_for_all_without_asking() -> None:
+    verified = Verified.all(PARTIAL_REFUSAL, 3)
+    assert verified.replies == (PARTIAL_REFUSAL,) * 3
+    assert verified.is_mail_refused  # so nothing is remembered of the recipients
 
 
 @given(st.lists(CODES, max_size=6), st.booleans(), st.sampled_from(["closed", "timeout", "protocol"]))

@@ -180,7 +180,6 @@ def test_trouble_of_ours_is_never_permanent() -> None:
         "DOWNSTREAM_TROUBLE",
         "FINAL_REPLY_LOST",
         "PARTIAL_REFUSAL",
-        "STAGE_TIMEOUT",
     }
     assert ours <= TABLE.keys()
     assert all(

@@ -180,7 +180,8 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._replies += self._reader.feed(data)
-        except DownstreamProtocolError:
+        except DownstreamProtocolError as error:
+            self._replies += error.replies
             self._break("protocol")
             return
         waiter, got = self._waiter, len(self._replies)
