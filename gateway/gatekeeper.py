@@ -350,19 +350,19 @@ class Conversation:
 
     @staticmethod
     def _drop_content(open_: _Open, answer: Reply, reason: str, error: object = "") -> None:
+        assert open_.body is not None
         open_.trouble, open_.reason, open_.error = answer, reason, str(error)
-        if open_.body is not None:
-            open_.body.close()
+        open_.body.close()
 
     async def eom(self, fault: Fault | None) -> Answer:
         """The end of the content: judge the message, deliver it, answer. The transaction is over behind it."""
         open_ = self._open
         assert open_ is not None
+        assert open_.body is not None
         try:
             answer = await self._eom(open_, fault)
         finally:
-            if open_.body is not None:
-                open_.body.close()
+            open_.body.close()
         # it stays open when this was cancelled, since the client is gone: reset() accounts for it
         self._open = None
         return answer

@@ -239,8 +239,6 @@ class Supervisor:
 
     def _fork(self, number: int) -> None:
         ours, theirs = channel_sockets()
-        # Garbage that owns descriptors must not live on in the child, where their numbers mean something else.
-        gc.collect()
         sys.stdout.flush()
         sys.stderr.flush()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -262,6 +260,8 @@ class Supervisor:
     def _fork_again(self) -> None:
         while self._to_restart:
             number = self._to_restart.pop()
+            # Garbage that owns descriptors must not live on in the child, where their numbers mean something else.
+            gc.collect()
             try:
                 self._fork(number)
             except OSError as exc:
@@ -498,7 +498,7 @@ def _restart_delay_s(deaths: int) -> float:
     if not deaths:
         return 0
     doubled = min(deaths - 1, 10)  # far beyond the maximum, and no overflow
-    return min(_RESTART_FIRST_S * 2**doubled, _RESTART_MAX_S)
+    return min(_RESTART_FIRST_S * 2.0**doubled, _RESTART_MAX_S)
 
 
 def _addresses(sockets: Sequence[socket.socket]) -> list[str]:

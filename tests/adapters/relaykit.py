@@ -19,7 +19,7 @@ from gateway.adapters.relay.pool import Pool
 from gateway.relaying import Delivery
 from gateway.session import Envelope, Recipient, Session, Transaction
 from gateway.smtp.address import Domain, Mailbox
-from gateway.smtp.reply import Reply
+from gateway.smtp.reply import DOWNSTREAM_TROUBLE, Reply
 from tests.adapters.sink import Sink
 from tests.fakes import FakeServices
 
@@ -30,6 +30,9 @@ MESSAGE = b"Subject: x\r\n\r\nbody\r\n"
 SESSION = Session("s1", ip_address("192.0.2.1"), 4711)
 # Long enough for a loaded machine to do what is expected, for waits that are not what a test is about.
 LONG_S = 20.0
+TROUBLE = str(DOWNSTREAM_TROUBLE)
+SHORT_S = 0.05
+SHORT: dict[str, Any] = {"reply_timeout_s": SHORT_S, "final_timeout_s": SHORT_S}
 
 
 def both_loops(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -74,6 +77,26 @@ class Mail:
 
     def blocks(self) -> Iterator[bytes]:
         yield from self.pieces
+
+
+BLOCK = b"x" * 62 + b"\r\n"
+
+
+class Generated:
+    """Blocks that are made when they are asked for."""
+
+    prefix = PREFIX
+    is_stuffed = True
+
+    def __init__(self, blocks: int) -> None:
+        self._blocks = blocks
+        self.asked = 0
+        self.size_bytes = len(PREFIX) + blocks * 65536
+
+    def blocks(self) -> Iterator[bytes]:
+        for _ in range(self._blocks):
+            self.asked += 1
+            yield BLOCK * 1024
 
 
 @dataclass
@@ -141,3 +164,11 @@ async def relay_to(sink: Sink, *, host: HostSettings | None = None, **changes: A
     finally:
         await relay.close()
         assert services.metrics.of("mxgate_relay_connections") == {}
+
+
+async def turns(claim: Callable[[], object]) -> None:
+    """Let the loop turn until the claim is true, or often enough to see that it does not become so."""
+    for _ in range(1000):
+        if claim():
+            return
+        await asyncio.sleep(0)

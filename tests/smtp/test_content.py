@@ -1,5 +1,8 @@
 """DATA and BDAT decoding: the same result for every split of the stream, and only CRLF.CRLF ends content."""
 
+from itertools import pairwise
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +19,7 @@ LEGAL_LINES = st.lists(
 ).map(lambda lines: b"".join(line + b"\r\n" for line in lines))
 
 
-def decode(decoder, chunks):
+def decode(decoder: DataDecoder | BdatDecoder, chunks: list[bytes]) -> tuple[bytes, bytes | None]:
     """Everything that the decoder kept, and what stood behind the end (None: no end)."""
     kept, rest = b"", None
     for chunk in chunks:
@@ -29,18 +32,18 @@ def decode(decoder, chunks):
     return kept, rest
 
 
-def splits(data, cuts):
+def splits(data: bytes, cuts: list[int]) -> list[bytes]:
     at = sorted({c % (len(data) + 1) for c in cuts})
     edges = [0, *at, len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(edges)]
 
 
-def data_decoder(**changes):
+def data_decoder(**changes: Any) -> DataDecoder:
     return DataDecoder(**{"max_bytes": 10_000, "max_line_bytes": 998} | changes)
 
 
 @given(PIECES, st.lists(st.integers(0, 400), max_size=12), st.booleans())
-def test_any_split_gives_the_same(data, cuts, allow_bare_lf):
+def test_any_split_gives_the_same(data: bytes, cuts: list[int], allow_bare_lf: bool) -> None:
     data += b"\r\n.\r\nQUIT\r\n"
     whole = data_decoder(allow_bare_lf=allow_bare_lf)
     parts = data_decoder(allow_bare_lf=allow_bare_lf)
@@ -55,7 +58,7 @@ def test_any_split_gives_the_same(data, cuts, allow_bare_lf):
 
 
 @given(LEGAL_LINES, st.lists(st.integers(0, 400), max_size=12))
-def test_legal_content_is_kept_as_it_came(plain, cuts):
+def test_legal_content_is_kept_as_it_came(plain: bytes, cuts: list[int]) -> None:
     wire = stuff(plain) + b".\r\n"
     decoder = data_decoder()
 
@@ -65,7 +68,7 @@ def test_legal_content_is_kept_as_it_came(plain, cuts):
 
 
 @given(PIECES)
-def test_nothing_but_crlf_dot_crlf_ends(data):
+def test_nothing_but_crlf_dot_crlf_ends(data: bytes) -> None:
     decoder = data_decoder()
 
     _, rest = decode(decoder, [data])
@@ -75,7 +78,7 @@ def test_nothing_but_crlf_dot_crlf_ends(data):
 
 
 @given(PIECES)
-def test_bare_line_ends_and_nul_are_always_a_fault(data):
+def test_bare_line_ends_and_nul_are_always_a_fault(data: bytes) -> None:
     data = b"x" + data.replace(b"\r\n.", b"\r\n..") + b"x\r\n"
     decoder = data_decoder()
 
@@ -88,7 +91,7 @@ def test_bare_line_ends_and_nul_are_always_a_fault(data):
 
 
 @given(PIECES, st.lists(st.integers(0, 400), max_size=8))
-def test_normalised_content_holds_no_look_alike(data, cuts):
+def test_normalised_content_holds_no_look_alike(data: bytes, cuts: list[int]) -> None:
     data = data.replace(b"\0", b"") + b"\r\n.\r\n"
     decoder = data_decoder(allow_bare_lf=True)
 
@@ -107,7 +110,7 @@ def test_normalised_content_holds_no_look_alike(data, cuts):
 @pytest.mark.parametrize(
     "look_alike", [b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r\n.\r", b"\r.\r\n", b"\r\n\0.\r\n"]
 )
-def test_look_alikes_are_content_and_a_fault(look_alike):
+def test_look_alikes_are_content_and_a_fault(look_alike: bytes) -> None:
     decoder = data_decoder()
 
     _, rest = decode(decoder, [b"a" + look_alike + b"MAIL FROM:<x@y.example>\r\n.\r\nNOOP\r\n"])
@@ -119,7 +122,7 @@ def test_look_alikes_are_content_and_a_fault(look_alike):
 
 @pytest.mark.parametrize("extra", [0, 1])
 @pytest.mark.parametrize("cut", [1, 100, 8192, 8193, 8194])
-def test_longest_line(extra, cut):
+def test_longest_line(extra: int, cut: int) -> None:
     wire = b"s\r\n" + b"x" * (8192 + extra) + b"\r\nend\r\n.\r\n"
     decoder = DataDecoder(max_bytes=100_000, max_line_bytes=8192)
 
@@ -130,7 +133,7 @@ def test_longest_line(extra, cut):
 
 
 @given(st.lists(st.integers(0, 60), max_size=30), st.lists(st.integers(0, 2000), max_size=20))
-def test_long_lines_are_found_at_any_split(lengths, cuts):
+def test_long_lines_are_found_at_any_split(lengths: list[int], cuts: list[int]) -> None:
     wire = b"".join(b"x" * n + b"\r\n" for n in lengths) + b".\r\n"
     decoder = DataDecoder(max_bytes=100_000, max_line_bytes=40)
 
@@ -139,7 +142,7 @@ def test_long_lines_are_found_at_any_split(lengths, cuts):
     assert (decoder.fault is Fault.LONG_LINE) == any(n > 40 for n in lengths)
 
 
-def test_too_much_is_dropped_and_given_up_after_as_much_again():
+def test_too_much_is_dropped_and_given_up_after_as_much_again() -> None:
     decoder = DataDecoder(max_bytes=1000, max_line_bytes=998)
     line = b"x" * 98 + b"\r\n"
 
@@ -158,7 +161,7 @@ def test_too_much_is_dropped_and_given_up_after_as_much_again():
     st.lists(st.integers(0, 100), min_size=1, max_size=5),
     st.lists(st.integers(0, 400), max_size=8),
 )
-def test_bdat_keeps_chunks_as_they_came(plain, sizes, cuts):
+def test_bdat_keeps_chunks_as_they_came(plain: bytes, sizes: list[int], cuts: list[int]) -> None:
     decoder = BdatDecoder(max_bytes=10_000, max_line_bytes=998)
     kept, left = b"", plain
     for size in [*sizes, len(plain)]:
@@ -172,7 +175,7 @@ def test_bdat_keeps_chunks_as_they_came(plain, sizes, cuts):
     assert (kept, decoder.fault) == (plain, None)
 
 
-def test_bdat_without_a_final_line_end_gets_one():
+def test_bdat_without_a_final_line_end_gets_one() -> None:
     decoder = BdatDecoder(max_bytes=100, max_line_bytes=998)
     decoder.begin_chunk(3)
 
@@ -182,7 +185,7 @@ def test_bdat_without_a_final_line_end_gets_one():
 
 
 @pytest.mark.parametrize("chunk", [b"a\rb", b"a\nb", b"a\0b", b"ab\r"])
-def test_bdat_has_the_same_line_ends(chunk):
+def test_bdat_has_the_same_line_ends(chunk: bytes) -> None:
     decoder = BdatDecoder(max_bytes=100, max_line_bytes=998)
     decoder.begin_chunk(len(chunk))
 
@@ -192,7 +195,7 @@ def test_bdat_has_the_same_line_ends(chunk):
     assert decoder.fault is Fault.LINE_END
 
 
-def test_bdat_announced_too_big_is_a_fault_before_it_comes():
+def test_bdat_announced_too_big_is_a_fault_before_it_comes() -> None:
     decoder = BdatDecoder(max_bytes=100, max_line_bytes=998)
 
     decoder.begin_chunk(101)
@@ -202,6 +205,6 @@ def test_bdat_announced_too_big_is_a_fault_before_it_comes():
 
 
 @given(st.lists(st.sampled_from([b".", b"a", b"\r\n"]), max_size=20).map(lambda p: b"".join(p) + b"\r\n"))
-def test_unstuff_undoes_stuff(plain):
+def test_unstuff_undoes_stuff(plain: bytes) -> None:
     assert unstuff(stuff(plain)) == plain
     assert b"\r\n.\r\n" not in b"\r\n" + stuff(plain)

@@ -1,6 +1,8 @@
 """The receiving state machine: order, limits, pipelining, and the same events for every split of the stream."""
 
 import re
+from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,27 +22,27 @@ UNKNOWN = Reply(550, "5.1.1", "Unknown")
 class Driver:
     """Answers each event at once, and writes down what happened."""
 
-    def __init__(self, settings=SETTINGS, **options):
+    def __init__(self, settings: ServerSettings = SETTINGS, **options: Any) -> None:
         self.server = Server(settings, **options)
-        self.events = []
+        self.events: list[server.Event] = []
         self.output = b""
         self.content = b""
-        self.contents = []
+        self.contents: list[bytes] = []
         self.server.open()
         self.pump()
 
-    def send(self, data):
+    def send(self, data: bytes) -> "Driver":
         self.server.receive(data)
         self.pump()
         return self
 
-    def pump(self):
+    def pump(self) -> None:
         while (event := self.server.next_event()) is not None:
             self.events.append(event)
             self.handle(event)
         self.output += self.server.take_output()
 
-    def handle(self, event):
+    def handle(self, event: server.Event) -> None:
         smtp = self.server
         match event:
             case server.Greeted(esmtp=esmtp):
@@ -64,21 +66,16 @@ class Driver:
                 smtp.tls_started()
 
     @property
-    def codes(self):
+    def codes(self) -> list[int]:
         """The codes of the replies in order, without the banner's."""
-        return [int(code) for code in re.findall(rb"^(\d{3}) ", self.output, re.M)][1:]
-
-    def take_codes(self):
-        codes = self.codes
-        self.output = b"220 \r\n"
-        return codes
+        return [int(code) for code in re.findall(rb"^(\d{3}) ", self.output, re.MULTILINE)][1:]
 
     @property
-    def closed(self):
+    def closed(self) -> str | None:
         return next((e.reason for e in self.events if isinstance(e, server.Closing)), None)
 
 
-def dialogue(*lines, **options):
+def dialogue(*lines: bytes, **options: Any) -> Driver:
     driver = Driver(**options)
     for line in lines:
         driver.send(line + b"\r\n")
@@ -90,7 +87,7 @@ MAIL = b"MAIL FROM:<a@client.example>"
 RCPT = b"RCPT TO:<b@example.org>"
 
 
-def test_a_message_from_greeting_to_quit():
+def test_a_message_from_greeting_to_quit() -> None:
     driver = dialogue(HELLO, MAIL, RCPT, b"DATA", b"Subject: x\r\n\r\nhi\r\n.", b"QUIT")
 
     assert driver.codes == [250, 250, 250, 354, 250, 221]
@@ -98,7 +95,7 @@ def test_a_message_from_greeting_to_quit():
     assert driver.closed == "quit"
 
 
-def test_a_pipelined_group_is_answered_in_one_go():
+def test_a_pipelined_group_is_answered_in_one_go() -> None:
     driver = dialogue(HELLO)
     driver.output = b"220 \r\n"
 
@@ -108,7 +105,7 @@ def test_a_pipelined_group_is_answered_in_one_go():
     assert [len(e.rcpts) for e in driver.events if isinstance(e, server.RcptTo)] == [2]
 
 
-def test_rcpts_are_gathered_eight_at_a_time_at_most():
+def test_rcpts_are_gathered_eight_at_a_time_at_most() -> None:
     settings = ServerSettings("mx.example.org", max_recipients=100)
     driver = dialogue(HELLO, MAIL, settings=settings)
 
@@ -117,7 +114,7 @@ def test_rcpts_are_gathered_eight_at_a_time_at_most():
     assert [len(e.rcpts) for e in driver.events if isinstance(e, server.RcptTo)] == [8, 8, 4]
 
 
-def test_recipients_beyond_the_limit_get_452_and_those_refused_do_not_count():
+def test_recipients_beyond_the_limit_get_452_and_those_refused_do_not_count() -> None:
     driver = dialogue(HELLO, MAIL, *[RCPT] * 3, b"RCPT TO:<unknown@example.org>", *[RCPT] * 4)
 
     assert driver.codes[2:] == [250, 250, 250, 550, 250, 250, 452, 452]
@@ -141,11 +138,11 @@ def test_recipients_beyond_the_limit_get_452_and_those_refused_do_not_count():
         ([HELLO, MAIL, b"STARTTLS"], [250, 250, 503]),
     ],
 )
-def test_order_of_commands(lines, codes):
+def test_order_of_commands(lines: list[bytes], codes: list[int]) -> None:
     assert dialogue(*lines).codes == codes
 
 
-def test_starttls_forgets_what_was_said():
+def test_starttls_forgets_what_was_said() -> None:
     driver = dialogue(HELLO, b"STARTTLS", MAIL, HELLO, b"STARTTLS")
 
     assert driver.codes == [250, 220, 503, 250, 503]
@@ -153,7 +150,7 @@ def test_starttls_forgets_what_was_said():
     assert b"STARTTLS\r\n" not in driver.output.partition(b"220 2.0.0")[2]
 
 
-def test_plaintext_behind_starttls_closes():
+def test_plaintext_behind_starttls_closes() -> None:
     driver = dialogue(HELLO)
 
     driver.send(b"STARTTLS\r\nMAIL FROM:<a@b.example>\r\n")
@@ -163,7 +160,7 @@ def test_plaintext_behind_starttls_closes():
 
 
 @pytest.mark.parametrize("first", [HELLO, b"HELO c.example", MAIL + b"\r\n" + RCPT + b"\r\nDATA"])
-def test_input_that_does_not_wait_for_its_turn_closes(first):
+def test_input_that_does_not_wait_for_its_turn_closes(first: bytes) -> None:
     driver = dialogue(*([] if first.startswith((b"EHLO", b"HELO")) else [HELLO]))
 
     driver.send(first + b"\r\nNOOP\r\n")
@@ -172,7 +169,7 @@ def test_input_that_does_not_wait_for_its_turn_closes(first):
     assert driver.closed == "pipelining"
 
 
-def test_input_before_the_banner_closes():
+def test_input_before_the_banner_closes() -> None:
     smtp = Server(SETTINGS)
     smtp.receive(b"EHLO x\r\n")
 
@@ -183,7 +180,7 @@ def test_input_before_the_banner_closes():
 
 
 @pytest.mark.parametrize("line", [b"NOOP\n", b"NOOP a\rb\r\n", b"NOOP\r\r\n", b"\n"])
-def test_bare_line_ends_in_commands_close(line):
+def test_bare_line_ends_in_commands_close(line: bytes) -> None:
     driver = dialogue(HELLO)
 
     driver.send(line + b"MAIL FROM:<a@b.example>\r\n")
@@ -192,7 +189,7 @@ def test_bare_line_ends_in_commands_close(line):
     assert driver.closed == "line_end"
 
 
-def test_long_lines_are_refused_once_and_close_at_the_second():
+def test_long_lines_are_refused_once_and_close_at_the_second() -> None:
     driver = dialogue(HELLO, b"NOOP " + b"x" * 508, b"NOOP", b"MAIL FROM:<" + b"x" * 2000 + b">")
     assert driver.codes == [250, 500, 250, 501]
 
@@ -201,7 +198,7 @@ def test_long_lines_are_refused_once_and_close_at_the_second():
     assert driver.closed == "line_too_long"
 
 
-def test_an_endless_line_keeps_no_memory():
+def test_an_endless_line_keeps_no_memory() -> None:
     driver = Driver()
     for _ in range(100):
         driver.send(b"x" * 1000)
@@ -212,21 +209,21 @@ def test_an_endless_line_keeps_no_memory():
     assert driver.codes == [500, 250]
 
 
-def test_twenty_errors_end_the_session():
+def test_twenty_errors_end_the_session() -> None:
     driver = dialogue(*[b"FOO"] * 25)
 
     assert driver.codes == [500] * 20 + [421]
     assert driver.closed == "errors"
 
 
-def test_twenty_unknown_recipients_end_the_session():
+def test_twenty_unknown_recipients_end_the_session() -> None:
     settings = ServerSettings("mx.example.org", max_errors=100)
     driver = dialogue(HELLO, MAIL, *[b"RCPT TO:<unknown@example.org>"] * 25, settings=settings)
 
     assert driver.codes == [250, 250] + [550] * 20 + [421]
 
 
-def test_a_session_that_only_talks_is_ended_and_mail_resets_the_count():
+def test_a_session_that_only_talks_is_ended_and_mail_resets_the_count() -> None:
     driver = dialogue(HELLO, *[b"NOOP"] * 98, MAIL, RCPT, b"DATA", b"x\r\n.", *[b"NOOP"] * 101)
 
     assert driver.codes[-2:] == [250, 421]
@@ -234,7 +231,7 @@ def test_a_session_that_only_talks_is_ended_and_mail_resets_the_count():
     assert driver.codes.count(250) == 1 + 98 + 3 + 100
 
 
-def test_bdat_in_chunks():
+def test_bdat_in_chunks() -> None:
     driver = dialogue(HELLO, MAIL, RCPT)
     driver.send(b"BDAT 5\r\nhelloBDAT 0\r\nBDAT 3 LAST\r\n...QUIT\r\n")
 
@@ -242,28 +239,28 @@ def test_bdat_in_chunks():
     assert driver.contents == [b"hello...\r\n"]
 
 
-def test_bdat_octets_of_a_refused_chunk_are_not_commands():
+def test_bdat_octets_of_a_refused_chunk_are_not_commands() -> None:
     driver = dialogue(HELLO)
     driver.send(b"BDAT 16\r\nRSET\r\nRSET\r\nBDA").send(b"TNOOP\r\n")
 
     assert driver.codes == [250, 503, 250]
 
 
-def test_bdat_and_data_do_not_mix():
+def test_bdat_and_data_do_not_mix() -> None:
     driver = dialogue(HELLO, MAIL, RCPT)
     driver.send(b"BDAT 1\r\nxDATA\r\nRCPT TO:<c@example.org>\r\nRSET\r\n")
 
     assert driver.codes[3:] == [250, 503, 503, 250]
 
 
-def test_bdat_beyond_the_limit_is_read_and_refused():
+def test_bdat_beyond_the_limit_is_read_and_refused() -> None:
     driver = dialogue(HELLO, MAIL, RCPT)
     driver.send(b"BDAT 5001\r\n" + b"x" * 5001 + b"BDAT 1 LAST\r\nxNOOP\r\n")
 
     assert driver.codes[3:] == [552, 503, 250]
 
 
-def test_content_with_a_bare_line_end_is_refused_after_its_end_and_closes():
+def test_content_with_a_bare_line_end_is_refused_after_its_end_and_closes() -> None:
     driver = dialogue(HELLO, MAIL, RCPT, b"DATA")
     driver.send(b"a\nb\r\n.\nMAIL FROM:<x@y.example>\r\n")
     assert driver.codes[-1] == 354
@@ -273,7 +270,7 @@ def test_content_with_a_bare_line_end_is_refused_after_its_end_and_closes():
     assert driver.closed == "refused"
 
 
-def test_too_much_content_is_refused_without_waiting_for_ever():
+def test_too_much_content_is_refused_without_waiting_for_ever() -> None:
     driver = dialogue(HELLO, MAIL, RCPT, b"DATA")
     for _ in range(120):
         driver.send(b"x" * 98 + b"\r\n")
@@ -282,22 +279,17 @@ def test_too_much_content_is_refused_without_waiting_for_ever():
     assert driver.closed == "content"
 
 
-def test_phases_follow_the_dialogue():
+def test_phases_follow_the_dialogue() -> None:
     driver = Driver()
-    smtp = driver.server
-    assert smtp.phase is Phase.IDLE
-    driver.send(b"EH")
-    assert smtp.phase is Phase.COMMAND
-    driver.send(b"LO a\r\n")
-    assert smtp.phase is Phase.IDLE
-    for line in (MAIL, RCPT, b"DATA"):
-        driver.send(line + b"\r\n")
-    assert smtp.phase is Phase.CONTENT
-    driver.send(b".\r\nQUIT\r\n")
-    assert smtp.phase is Phase.CLOSED
+    phases = [driver.server.phase]
+    for data in (b"EH", b"LO a\r\n", MAIL + b"\r\n" + RCPT + b"\r\n", b"DATA\r\n", b".\r\nQUIT\r\n"):
+        driver.send(data)
+        phases.append(driver.server.phase)
+
+    assert phases == [Phase.IDLE, Phase.COMMAND, Phase.IDLE, Phase.IDLE, Phase.CONTENT, Phase.CLOSED]
 
 
-def test_an_answer_is_awaited_before_anything_else_happens():
+def test_an_answer_is_awaited_before_anything_else_happens() -> None:
     smtp = Server(SETTINGS)
     smtp.open()
     smtp.receive(b"EHLO a\r\n")
@@ -327,13 +319,13 @@ STREAMS = st.lists(
 ).map(lambda pairs: b"".join(line + end for line, end in pairs))
 
 
-def cut(data, cuts):
+def cut(data: bytes, cuts: list[int]) -> list[bytes]:
     edges = [0, *sorted({c % (len(data) + 1) for c in cuts}), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(edges)]
 
 
 @given(STREAMS, st.lists(st.integers(0, 1000), max_size=10))
-def test_any_bytes_in_any_split_give_replies_and_never_an_exception(stream, cuts):
+def test_any_bytes_in_any_split_give_replies_and_never_an_exception(stream: bytes, cuts: list[int]) -> None:
     driver = Driver()
     for part in cut(stream, cuts):
         driver.send(part)
@@ -344,7 +336,7 @@ def test_any_bytes_in_any_split_give_replies_and_never_an_exception(stream, cuts
 
 
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=5))
-def test_arbitrary_octets_give_replies_and_never_an_exception(stream, cuts):
+def test_arbitrary_octets_give_replies_and_never_an_exception(stream: bytes, cuts: list[int]) -> None:
     driver = dialogue(HELLO, MAIL, RCPT)
     for part in cut(stream, cuts):
         driver.send(part)
@@ -358,7 +350,7 @@ def test_arbitrary_octets_give_replies_and_never_an_exception(stream, cuts):
     ),
     st.lists(st.integers(0, 1000), max_size=10),
 )
-def test_a_legal_group_gives_the_same_replies_in_any_split(lines, cuts):
+def test_a_legal_group_gives_the_same_replies_in_any_split(lines: list[bytes], cuts: list[int]) -> None:
     stream = b"".join(line + b"\r\n" for line in lines)
     whole = dialogue(HELLO).send(stream)
     parts = dialogue(HELLO)
@@ -372,7 +364,7 @@ def test_a_legal_group_gives_the_same_replies_in_any_split(lines, cuts):
     st.lists(st.sampled_from([b"a", b".", b"..b", b"", b"\xe4"]), max_size=10),
     st.lists(st.integers(0, 1000), max_size=10),
 )
-def test_content_and_what_follows_are_the_same_in_any_split(lines, cuts):
+def test_content_and_what_follows_are_the_same_in_any_split(lines: list[bytes], cuts: list[int]) -> None:
     stream = (
         b"".join(b"." * line.startswith(b".") + line + b"\r\n" for line in lines) + b".\r\nNOOP\r\nQUIT\r\n"
     )

@@ -59,9 +59,8 @@ class Connection(asyncio.Protocol):
 
     def banner(self, deadline: float) -> asyncio.Future[list[ServerReply]]:
         """The banner as a list of one reply, or an empty one and trouble. To be asked first and once."""
-        future = self._waiter or self.adopt()
         self._arm(deadline)
-        return future
+        return self._waiter or self.adopt()
 
     def exchange(self, data: bytes, replies: int, deadline: float) -> asyncio.Future[list[ServerReply]]:
         """Write `data` and wait for so many replies until `deadline` (the loop's time).
@@ -116,7 +115,6 @@ class Connection(asyncio.Protocol):
             self._drained = self._loop.create_future()
             self._arm(deadline)
             await self._drained
-            self._deadline = math.inf
 
     # --- the pool's side -------------------------------------------------------------------------
 
@@ -207,6 +205,7 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._is_paused = False
         if self._drained is not None and not self._drained.done():
+            self._deadline = math.inf
             self._drained.set_result(None)
 
     # --- how exchanges end -----------------------------------------------------------------------

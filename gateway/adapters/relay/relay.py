@@ -165,7 +165,7 @@ class SmtpRelay:
     async def _verify_batch(
         self, route: Route, envelope: Envelope, rcpts: Sequence[Recipient], deadline: float
     ) -> Verified:
-        lease = await route.lease(deadline)
+        lease = route.idle() or await route.lease(deadline)
         is_reused = lease.connection.is_reused
         verified = await self._verify_on(lease, envelope, rcpts, deadline)
         if verified.is_used_up and is_reused:
@@ -211,7 +211,7 @@ class SmtpRelay:
         route = self._table.of(tx.envelope.rcpts[0])
         deadline = asyncio.get_running_loop().time() + self._settings.deliver_timeout_s
         try:
-            lease = await route.lease(deadline)
+            lease = route.idle() or await route.lease(deadline)
             is_reused = lease.connection.is_reused
             outcome = await self._transfer_on(lease, tx, content, deadline)
             if outcome.is_used_up and is_reused:

@@ -131,11 +131,16 @@ class Route:
             Host(host, settings, clock, metrics.pool, self._host_changed) for host in route.hosts
         )
 
+    def idle(self) -> Lease | None:
+        """An idle connection to one of its hosts, without waiting."""
+        pool = self.hosts[0].pool
+        connection = pool.take()
+        return None if connection is None else Lease(self, pool, connection)
+
     async def lease(self, deadline: float, *, fresh: bool = False) -> Lease:
         """A connection to one of its hosts, see Pool.acquire; here failover will choose. Raises NoConnectionError."""
         pool = self.hosts[0].pool
-        connection = None if fresh else pool.take()
-        return Lease(self, pool, connection or await pool.acquire(deadline, fresh=fresh))
+        return Lease(self, pool, await pool.acquire(deadline, fresh=fresh))
 
     def _host_changed(self) -> None:
         known = [host.capabilities for host in self.hosts if host.capabilities is not None]
