@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class Offer:
     """What every route's downstreams offered at their last EHLO; our own EHLO announces no more than this.
 
-    `size` is the smallest SIZE (RFC 1870) announced, in octets; 0 when none announced a limit.
+    `size` in octets (RFC 1870) is the largest limit of any route, 0 when some route announced none: what is too big
+    for one route only is refused at RCPT (`Relay.refusal`). Of one route it is the smallest of its hosts'.
     """
 
     eightbitmime: bool
@@ -65,6 +66,7 @@ class Delivery:
     - "": the downstream answered, whatever its answer was
     - "refused": it refused the sender, every recipient, DATA or the message; `reply` is its own
     - "partial": it refused some of the recipients; nothing was sent
+    - "smtputf8": it does not offer SMTPUTF8 any more, which the message needs
     - "connect", "tls", "banner", "ehlo": there was no usable connection
     - "busy": no connection became free within the budget
     - "timeout", "closed", "protocol": it hung, went away or said what is not SMTP, before the dot

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from io import FileIO
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -269,6 +270,9 @@ def test_ehlo_announces_what_all_downstreams_take(offer: Offer, size: int, keywo
 
     assert extensions.size == size
     assert extensions.keywords == keywords | {Extension.SIZE}
+    assert world.gate.extensions() == extensions
+    world.relay.offered = replace(offer, dsn=not offer.dsn)
+    assert (Extension.DSN in world.gate.extensions().keywords) is not offer.dsn, "what changed is announced"
 
 
 # --- refusals of early stages -----------------------------------------------------------------------------

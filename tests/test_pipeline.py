@@ -224,6 +224,7 @@ async def test_only_overridden_hooks_are_planned(services: FakeServices, seen: l
         assert await run_stage(pipeline, stage) == PROCEED
 
     assert seen == ["mail_only"]
+    assert [stage for stage in Stage if pipeline.plans(stage)] == [Stage.MAIL]
 
 
 @pytest.mark.parametrize("stage", Stage)

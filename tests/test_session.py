@@ -17,6 +17,7 @@ from gateway.session import (
     TlsInfo,
     Transaction,
     Trust,
+    client_address,
 )
 from gateway.smtp.address import parse_forward_path
 from gateway.verdict import AuthResult, Result
@@ -29,6 +30,25 @@ def test_a_new_session_is_untrusted_and_in_the_clear() -> None:
     assert (SESSION.helo, SESSION.esmtp, SESSION.tls) == ("", False, None)
     assert SESSION.trust is Trust.UNTRUSTED
     assert SESSION.address_source is AddressSource.SOCKET
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1%eth0", "192.0.2.1"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("fe80::1%eth0", "fe80::1"),
+    ],
+)
+def test_a_clients_address_has_no_zone_and_is_ipv4_where_it_is_mapped(text: str, address: str) -> None:
+    assert client_address(text) == ip_address(address)
+
+
+def test_what_is_no_address_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not appear to be"):
+        client_address("client.example")
 
 
 def test_an_envelope_without_parameters_is_7bit_and_unknown_in_size() -> None:
