@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from gateway.mail.body import Body, Spool, SpoolError
 from gateway.mail.message import HeaderError, HeaderReader, Message, apply_edits, split_edits
 from gateway.mail.trace import received
-from gateway.pipeline import PROCEED
 from gateway.policy import Outcome
 from gateway.session import Envelope, Recipient, Session, TlsInfo, Transaction, Trust
 from gateway.smtp import reply
@@ -191,21 +190,19 @@ class Conversation:
 
     async def connect(self) -> Answer | None:
         """CONNECT: None to greet the client."""
-        pipeline = self._gate.pipeline
-        if not pipeline.plans(Stage.CONNECT):
-            return None
-        return self._hold(Stage.CONNECT, await pipeline.connect(self.session))
+        return self._hold(Stage.CONNECT, await self._gate.pipeline.connect(self.session))
 
     async def ehlo(self, domain: str, *, esmtp: bool) -> Answer | None:
         """EHLO or HELO: None to go on."""
+        self.greeted(domain, esmtp=esmtp)
+        return self._hold(Stage.EHLO, await self._gate.pipeline.ehlo(self.session))
+
+    def greeted(self, domain: str, *, esmtp: bool) -> None:
+        """`ehlo` where no policy is planned for it: nothing to wait for, nothing that could be refused."""
         old = self.session
-        self.session = session = Session(
+        self.session = Session(
             old.id, old.client, old.port, domain, esmtp, old.tls, old.trust, old.address_source
         )
-        pipeline = self._gate.pipeline
-        if not pipeline.plans(Stage.EHLO):
-            return None
-        return self._hold(Stage.EHLO, await pipeline.ehlo(session))
 
     def tls_started(self, tls: TlsInfo) -> None:
         """The session continues under TLS; what was said before is forgotten (RFC 3207 4.2)."""
@@ -215,28 +212,34 @@ class Conversation:
 
     async def mail(self, envelope: Envelope) -> Answer:
         """MAIL: the transaction is born."""
-        gate = self._gate
-        self._transactions += 1
-        found = tuple(self._found.values())
-        tx = Transaction(
-            # RFC 5321 4.4: the id in Received is an Atom, which has no dot
-            f"{self.session.id}-{self._transactions}",
-            self.session,
-            envelope,
-            results=tuple([result for verdict in found for result in verdict.results]),
-        )
-        self._open = open_ = _Open(tx, gate.services.clock.monotonic())
-        decided = await gate.pipeline.mail(tx) if gate.pipeline.plans(Stage.MAIL) else PROCEED
+        open_ = self.begin(envelope)
+        tx = open_.tx
+        decided = await self._gate.pipeline.mail(tx)
         verdict = decided.verdict
         if verdict.results:
             open_.tx = replace(tx, results=tx.results + verdict.results)
-        open_.edits += [edit for earlier in (*found, verdict) for edit in earlier.edits]
+        open_.edits += verdict.edits
         refusal = self._hold(Stage.MAIL, decided)
         if refusal is None:
             return _SENDER_OK
         self._open = None
         word = _Word(refusal.reply, verdict.reason, decided.policy, refusal.close)
         return self._finish(open_, word, stage=Stage.MAIL)
+
+    def begin(self, envelope: Envelope) -> _Open:
+        """`mail` where no policy is planned for it."""
+        self._transactions += 1
+        # RFC 5321 4.4: the id in Received is an Atom, which has no dot
+        tx_id = f"{self.session.id}-{self._transactions}"
+        begun = self._gate.services.clock.monotonic()
+        if not self._found:
+            self._open = open_ = _Open(Transaction(tx_id, self.session, envelope), begun)
+            return open_
+        found = self._found.values()
+        results = tuple([result for verdict in found for result in verdict.results])
+        tx = Transaction(tx_id, self.session, envelope, results=results)
+        self._open = open_ = _Open(tx, begun, edits=[edit for verdict in found for edit in verdict.edits])
+        return open_
 
     async def rcpt(self, rcpts: Sequence[Recipient]) -> RcptAnswers:
         """RCPTs that came together: policies, the downstream's word on those that are left, policies again."""

@@ -16,16 +16,19 @@ import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from gateway.session import TlsInfo, client_address
-from gateway.smtp import reply, server
+from gateway.smtp import reply
 from gateway.smtp.server import Phase, Server, ServerSettings
 from gateway.stepping import step
+from gateway.verdict import Stage
 
 if TYPE_CHECKING:
     from gateway.gatekeeper import Answer, Conversation, Gatekeeper, RcptAnswers
     from gateway.services import Services
+    from gateway.session import Envelope, Recipient
+    from gateway.smtp.content import Fault
 
 T = TypeVar("T")
 
@@ -279,6 +282,7 @@ class Connection(asyncio.Protocol):
         self._conversation = listener.gatekeeper.open(client, peer[1], tls)
         self._server = Server(
             listener.server_settings,
+            self,
             tls_active=tls is not None,
             allow_bare_lf=any(client in network for network in settings.allow_bare_lf_from),
         )
@@ -293,8 +297,12 @@ class Connection(asyncio.Protocol):
             return
         self._arrived = self._listener.now
         self._received_bytes += len(data)
-        self._server.receive(data)
-        self._pump()
+        try:
+            self._server.receive(data)
+        except _OWN_DEFECTS as exc:  # the barrier around a session
+            self._fail(exc)
+        else:
+            self._settle()
 
     def eof_received(self) -> bool:
         """The client will say no more: what it has not finished is given up."""
@@ -347,7 +355,7 @@ class Connection(asyncio.Protocol):
             case Phase.CONTENT:
                 draining = self._listener.draining_since
                 if draining is not None and now - draining > _DRAIN_CONTENT_S:
-                    self._end("drain", reply.SHUTTING_DOWN)
+                    self._server.close("drain", reply.SHUTTING_DOWN)
                     return
                 # the client waited for our 354, however long that took
                 late = now - max(self._arrived, self._content_begun) > settings.data_timeout_s
@@ -361,7 +369,7 @@ class Connection(asyncio.Protocol):
             case _:
                 late = False
         if late:
-            self._end("timeout", reply.COMMAND_TIMEOUT)
+            self._server.close("timeout", reply.COMMAND_TIMEOUT)
 
     def _is_over(self, now: float) -> bool:
         """Whether the session has had its time; content that arrives and answers of ours are not cut by it."""
@@ -372,7 +380,7 @@ class Connection(asyncio.Protocol):
         if self._is_closed:
             self._transport.close()
         elif self._phase in (Phase.IDLE, Phase.COMMAND):
-            self._end("drain", reply.SHUTTING_DOWN)
+            self._server.close("drain", reply.SHUTTING_DOWN)
 
     def abort(self, reason: str) -> None:
         """Cut the connection."""
@@ -381,47 +389,40 @@ class Connection(asyncio.Protocol):
             self._listener.count_closed(reason)
         self._transport.abort()
 
-    def _end(self, reason: str, final: reply.Reply) -> None:
-        self._server.close(reason, final)
-        self._pump()
-
     # --- the dialogue -------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
         if self._is_closed:
             return
         try:
-            self._await(self._conversation.connect(), self._connected)
+            if self._listener.gatekeeper.pipeline.plans(Stage.CONNECT):
+                self._await(self._conversation.connect(), self._connected)
+            else:
+                self._server.open()
         except _OWN_DEFECTS as exc:
             self._fail(exc)
-        self._pump()
+        else:
+            self._settle()
 
     def _connected(self, refusal: Answer | None) -> None:
         self._server.open(refusal.reply if refusal else None)
 
-    def _pump(self) -> None:
-        """Work through what is there, write the replies, see what is awaited now."""
+    def _settle(self) -> None:
+        """Write the replies, see what is awaited now."""
         if self._is_closed:
             return
         smtp = self._server
-        try:
-            while self._task is None and (event := smtp.next_event()) is not None:
-                self._handlers[type(event)](self, event)
-        except _OWN_DEFECTS as exc:  # the barrier around a session
-            self._fail(exc)
-            return
         progressed = self._flush()
         phase = smtp.phase
-        if phase is Phase.CLOSED:
-            return
         if progressed or phase is not self._phase:
-            now = self._listener.now
+            listener = self._listener
+            now = listener.now
             if phase is Phase.CONTENT and self._phase is not Phase.CONTENT:
                 self._received_bytes = 0
                 self._content_begun = now
             self._phase, self._phase_since = phase, now
-            if self._listener.draining_since is not None and phase in (Phase.IDLE, Phase.COMMAND):
-                self._end("drain", reply.SHUTTING_DOWN)
+            if listener.draining_since is not None and phase in (Phase.IDLE, Phase.COMMAND):
+                self._server.close("drain", reply.SHUTTING_DOWN)
                 return
         if smtp.buffered_bytes > _MAX_UNREAD_BYTES or self._reading_paused:
             self._balance()
@@ -469,9 +470,11 @@ class Connection(asyncio.Protocol):
             return
         try:
             then(task.result())
+            self._server.run()
         except _OWN_DEFECTS as exc:  # the barrier around a session
             self._fail(exc)
-        self._pump()
+        else:
+            self._settle()
 
     def _fail(self, exc: BaseException) -> None:
         """A defect of ours: the client gets a 4xx and the connection ends, since its state is not known any more."""
@@ -481,24 +484,36 @@ class Connection(asyncio.Protocol):
             error="".join(traceback.format_exception(exc)),
         )
         self._server.close("failed", reply.INTERNAL_CLOSING)
-        self._on_closing(server.Closing("failed"))
 
-    # --- events -------------------------------------------------------------------------------------------
+    # --- gateway.smtp.server.Handler ------------------------------------------------------------------------
 
-    def _on_greeted(self, event: server.Greeted) -> None:
-        def then(refusal: Answer | None) -> None:
-            if refusal is not None:
-                self._server.answer(refusal.reply, close=refusal.close)
-            else:
-                self._server.greet(self._listener.gatekeeper.extensions() if event.esmtp else None)
+    def greeted(self, domain: str, *, esmtp: bool) -> None:
+        """EHLO or HELO."""
+        conversation, gatekeeper = self._conversation, self._listener.gatekeeper
+        if gatekeeper.pipeline.plans(Stage.EHLO):
+            self._await(conversation.ehlo(domain, esmtp=esmtp), self._greet)
+        else:
+            conversation.greeted(domain, esmtp=esmtp)
+            self._server.greet(gatekeeper.extensions() if esmtp else None)
 
-        self._await(self._conversation.ehlo(event.domain, esmtp=event.esmtp), then)
+    def _greet(self, refusal: Answer | None) -> None:
+        if refusal is not None:
+            self._server.answer(refusal.reply, close=refusal.close)
+        else:
+            extensions = self._listener.gatekeeper.extensions()
+            self._server.greet(extensions if self._conversation.session.esmtp else None)
 
-    def _on_mail(self, event: server.MailFrom) -> None:
-        self._await(self._conversation.mail(event.envelope), self._answer)
+    def mail(self, envelope: Envelope) -> None:
+        """MAIL."""
+        if self._listener.gatekeeper.pipeline.plans(Stage.MAIL):
+            self._await(self._conversation.mail(envelope), self._answer)
+        else:
+            self._conversation.begin(envelope)
+            self._server.answer(reply.SENDER_OK)
 
-    def _on_rcpt(self, event: server.RcptTo) -> None:
-        self._await(self._conversation.rcpt(event.rcpts), self._answer_rcpts)
+    def rcpt(self, rcpts: tuple[Recipient, ...]) -> None:
+        """RCPTs."""
+        self._await(self._conversation.rcpt(rcpts), self._answer_rcpts)
 
     def _answer(self, answer: Answer) -> None:
         self._server.answer(answer.reply, close=answer.close)
@@ -509,32 +524,38 @@ class Connection(asyncio.Protocol):
     def _answer_rcpts(self, answers: RcptAnswers) -> None:
         self._server.answer_rcpts(answers.replies, unknown=answers.unknown, close=answers.close)
 
-    def _on_content_begins(self, event: server.ContentBegins) -> None:
-        self._conversation.begin_content(is_stuffed=event.is_stuffed)
+    def content_begins(self, *, is_stuffed: bool) -> None:
+        """DATA or the first BDAT."""
+        self._conversation.begin_content(is_stuffed=is_stuffed)
         self._server.accept_content()
 
-    def _on_content(self, event: server.ContentBlock) -> None:
-        self._conversation.content(event.block)
+    def content(self, block: bytes) -> None:
+        """A piece of content."""
+        self._conversation.content(block)
 
-    def _on_content_ends(self, event: server.ContentEnds) -> None:
-        self._await(self._conversation.eom(event.fault), self._answer)
+    def content_ends(self, fault: Fault | None) -> None:
+        """The end of the content."""
+        self._await(self._conversation.eom(fault), self._answer)
 
-    def _on_reset(self, _event: server.TransactionReset) -> None:
+    def reset(self) -> None:
+        """The transaction was given up."""
         self._conversation.reset()
 
-    def _on_closing(self, event: server.Closing) -> None:
+    def closing(self, reason: str) -> None:
+        """The session is over."""
         self._flush()
         self._is_closed = True
         self._phase_since = self._listener.now
-        self._listener.count_closed(event.reason)
-        if event.reason in _CLOSE_AT_ONCE or not self._transport.can_write_eof():
+        self._listener.count_closed(reason)
+        if reason in _CLOSE_AT_ONCE or not self._transport.can_write_eof():
             self._transport.close()
             return
         # Input that nobody reads would make the kernel send RST, which can overtake our last reply.
         self._transport.write_eof()
         self._balance()
 
-    def _on_starttls(self, _event: server.StartTls) -> None:
+    def starttls(self) -> None:
+        """STARTTLS: its 220 is in the output."""
         # the ClientHello must not be read as a command
         self._transport.pause_reading()
         self._flush()
@@ -567,22 +588,9 @@ class Connection(asyncio.Protocol):
             self._server.tls_started()
             return
         self._server.close("tls")
-        self._pump()
         # asyncio does not tell a protocol of a connection that was lost in the middle of start_tls
         self._transport.abort()
         self.connection_lost(None)
-
-    _handlers: ClassVar[dict[type, Callable[..., None]]] = {
-        server.Greeted: _on_greeted,
-        server.MailFrom: _on_mail,
-        server.RcptTo: _on_rcpt,
-        server.ContentBegins: _on_content_begins,
-        server.ContentBlock: _on_content,
-        server.ContentEnds: _on_content_ends,
-        server.TransactionReset: _on_reset,
-        server.StartTls: _on_starttls,
-        server.Closing: _on_closing,
-    }
 
 
 def _describe(ssl_object: ssl.SSLObject) -> TlsInfo:

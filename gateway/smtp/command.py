@@ -104,7 +104,9 @@ Command = SimpleCommand | MailCommand | RcptCommand | BdatCommand
 
 @lru_cache(maxsize=4096)  # clients say the same few things all day; a line has at most 2 KiB
 def parse_command(
-    line: bytes, *, offered: frozenset[Extension] = frozenset(), smtputf8: bool = False
+    line: bytes,
+    offered: frozenset[Extension] = frozenset(),
+    smtputf8: bool = False,  # noqa: FBT001, FBT002  # hashed for each line: keywords cost more than the look-up
 ) -> Command:
     """The command of a line without its CRLF. Raises CommandError.
 

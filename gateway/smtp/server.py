@@ -1,14 +1,13 @@
-"""The receiving side of one SMTP session as a state machine: bytes in, events and reply bytes out (RFC 5321).
+"""The receiving side of one SMTP session (RFC 5321) as a state machine: bytes in, calls of a Handler and replies out.
 
-    server.receive(data)
-    while (event := server.next_event()) is not None:
-        ...                      # decide, then server.answer(...); some events need no answer
+    server.receive(data)                      # calls the handler for what somebody else has to decide or do
+    server.answer(reply); server.run()        # an answer that came later: go on with what is buffered
     transport.write(server.take_output())
 
-Events are what somebody else has to decide or do: Greeted, MailFrom, RcptTo, ContentBegins, ContentEnds,
-StartTls need an answer, and no further event comes before it; ContentBlock, TransactionReset and Closing are told.
-All else (order, syntax, NOOP, limits of errors and commands) is answered here. Replies gather until the driver
-takes them, so that a pipelined group is answered in one write, in order (RFC 2920 3.2).
+`greeted`, `mail`, `rcpt`, `content_begins`, `content_ends` and `starttls` of the handler need an answer, in the call or
+later, and nothing further happens before it; `content`, `reset` and `closing` are told. All else (order, syntax, NOOP,
+limits of errors and commands) is answered here. Replies gather until the driver takes them, so that a pipelined
+group is answered in one write, in order (RFC 2920 3.2).
 
 Extensions: PIPELINING (RFC 2920), SIZE (1870), 8BITMIME (6152), SMTPUTF8 (6531), ENHANCEDSTATUSCODES (2034),
 CHUNKING (3030, without BINARYMIME), DSN (3461), STARTTLS (3207), LIMITS (9422). No socket, no clock: deadlines are
@@ -20,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum, auto
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from gateway.smtp import reply
 from gateway.smtp.command import (
@@ -29,7 +28,6 @@ from gateway.smtp.command import (
     Extension,
     MailCommand,
     RcptCommand,
-    SimpleCommand,
     Verb,
     parse_command,
 )
@@ -80,83 +78,47 @@ class Phase(IntEnum):
     CLOSED = auto()
 
 
-# --- events ------------------------------------------------------------------------------------------
+class Handler(Protocol):
+    """Who decides about a session, and owns its socket."""
+
+    def greeted(self, domain: str, *, esmtp: bool) -> None:
+        """EHLO or HELO. Answer with `greet`, or with `answer` to refuse."""
+
+    def mail(self, envelope: Envelope) -> None:
+        """MAIL: a transaction wants to begin. Answer with `answer`."""
+
+    def rcpt(self, rcpts: tuple[Recipient, ...]) -> None:
+        """RCPTs that arrived together, at most 8. Answer with `answer_rcpts`, one reply for each."""
+
+    def content_begins(self, *, is_stuffed: bool) -> None:
+        """DATA, or the first BDAT: content will come. Answer with `accept_content`, or with `answer` to refuse."""
+
+    def content(self, block: bytes) -> None:
+        """A piece of content in wire form that broke no rule so far."""
+
+    def content_ends(self, fault: Fault | None) -> None:
+        """The end of the content; `fault` says which rule it broke, if any. Answer with `answer`."""
+
+    def starttls(self) -> None:
+        """STARTTLS was accepted and its 220 is in the output. Answer with `tls_started` after the handshake."""
+
+    def reset(self) -> None:
+        """The open transaction was given up by the client."""
+
+    def closing(self, reason: str) -> None:
+        """The session is over: write the output and close. `reason` is a token for log and metric."""
 
 
-@dataclass(slots=True)
-class Greeted:
-    """EHLO or HELO. Answer with `greet`, or with `answer` to refuse."""
+class _Due(IntEnum):
+    """The answer that is awaited."""
 
-    domain: str
-    esmtp: bool
-
-
-@dataclass(slots=True)
-class MailFrom:
-    """MAIL: a transaction wants to begin. Answer with `answer`."""
-
-    envelope: Envelope
-
-
-@dataclass(slots=True)
-class RcptTo:
-    """RCPTs that arrived together, at most 8. Answer with `answer_rcpts`, one reply for each."""
-
-    rcpts: tuple[Recipient, ...]
-
-
-@dataclass(slots=True)
-class ContentBegins:
-    """DATA, or the first BDAT: content will come. Answer with `accept_content` or `answer`."""
-
-    is_stuffed: bool
-
-
-@dataclass(slots=True)
-class ContentBlock:
-    """A piece of content in wire form that broke no rule so far."""
-
-    block: bytes
-
-
-@dataclass(slots=True)
-class ContentEnds:
-    """The end of the content; `fault` says which rule it broke, if any. Answer with `answer`."""
-
-    fault: Fault | None
-
-
-@dataclass(slots=True)
-class StartTls:
-    """STARTTLS was accepted and its 220 is in the output. Answer with `tls_started` after the handshake."""
-
-
-@dataclass(slots=True)
-class TransactionReset:
-    """The open transaction was given up by the client."""
-
-
-@dataclass(slots=True)
-class Closing:
-    """The session is over: write the output and close. `reason` is a token for log and metric."""
-
-    reason: str
-
-
-Event = (
-    Greeted
-    | MailFrom
-    | RcptTo
-    | ContentBegins
-    | ContentBlock
-    | ContentEnds
-    | StartTls
-    | TransactionReset
-    | Closing
-)
-
-_START_TLS = StartTls()
-_RESET = TransactionReset()
+    NOTHING = 0
+    GREETED = auto()
+    MAIL = auto()
+    RCPT = auto()
+    CONTENT_BEGINS = auto()
+    CONTENT_ENDS = auto()
+    STARTTLS = auto()
 
 
 class _State(IntEnum):  # an IntEnum hashes in C
@@ -188,13 +150,13 @@ class Server:
         "_chunk_bytes",
         "_commands",
         "_content",
+        "_due",
         "_errors",
-        "_events",
+        "_handler",
         "_is_last_chunk",
         "_long_lines",
         "_offered",
         "_output",
-        "_pending",
         "_recipients",
         "_settings",
         "_skip_reply",
@@ -207,16 +169,21 @@ class Server:
     )
 
     def __init__(
-        self, settings: ServerSettings, *, tls_active: bool = False, allow_bare_lf: bool = False
+        self,
+        settings: ServerSettings,
+        handler: Handler,
+        *,
+        tls_active: bool = False,
+        allow_bare_lf: bool = False,
     ) -> None:
         self._settings = settings
+        self._handler = handler
         self._tls_active = tls_active
         self._allow_bare_lf = allow_bare_lf
         self._state = _State.NEW
         self._buffer = b""
         self._output: list[bytes] = []
-        self._events: list[Event] = []  # that come before anything of the buffer
-        self._pending: type[Event] | None = None  # the event whose answer is due
+        self._due = _Due.NOTHING
         self._offered: frozenset[Extension] = frozenset()
         self._smtputf8 = False  # of the open transaction
         self._recipients = 0  # of the open transaction
@@ -240,16 +207,17 @@ class Server:
         """What the session waits for now."""
         if self._state is _State.CLOSED:
             return Phase.CLOSED
-        if self._pending is not None or self._state in _SILENT_STATES:
+        if self._due or self._state in _SILENT_STATES:
             return Phase.BUSY
         if self._state in _CONTENT_STATES:
             return Phase.CONTENT
         return Phase.COMMAND if self._buffer or self._skipping_line else Phase.IDLE
 
     def receive(self, data: bytes) -> None:
-        """Take what the client sent."""
+        """Take what the client sent, and go on as far as that allows."""
         if self._state is not _State.CLOSED:
             self._buffer = self._buffer + data if self._buffer else data
+            self.run()
 
     @property
     def buffered_bytes(self) -> int:
@@ -284,15 +252,15 @@ class Server:
             self._say(final)
         self._state = _State.CLOSED
         self._buffer = b""
-        self._pending = None
-        self._events.append(Closing(reason))
+        self._due = _Due.NOTHING
+        self._handler.closing(reason)
 
     # --- answers --------------------------------------------------------------------------------------
 
     def greet(self, extensions: Extensions | None) -> None:
-        """Answer Greeted: go on, announcing this; None after HELO, where nothing can be (RFC 5321 4.1.1.1)."""
-        assert self._pending is Greeted
-        self._pending = None
+        """Answer `greeted`: go on, announcing this; None after HELO, where nothing can be (RFC 5321 4.1.1.1)."""
+        assert self._due is _Due.GREETED
+        self._due = _Due.NOTHING
         self._state = _State.READY
         self.codes.append(250)
         if extensions is None:
@@ -306,40 +274,40 @@ class Server:
             self.close("pipelining", reply.EARLY_TALKER)
 
     def answer(self, answer: Reply, *, close: bool = False) -> None:
-        """Answer MailFrom or ContentEnds, or refuse Greeted or ContentBegins; `close` ends the session behind it."""
-        event, self._pending = self._pending, None
-        if event is MailFrom:
+        """Answer `mail` or `content_ends`, or refuse `greeted` or `content_begins`; `close`: and end the session."""
+        due, self._due = self._due, _Due.NOTHING
+        if due is _Due.MAIL:
             if answer.is_positive:
                 self._state = _State.MAIL
                 self._recipients = 0
-        elif event is ContentBegins:
+        elif due is _Due.CONTENT_BEGINS:
             if self._state is _State.CHUNK:
                 # RFC 3030 2: the octets are on their way whatever the reply is
                 self._skip_chunk(answer, _State.RCPT)
                 return
-        elif event is ContentEnds:
+        elif due is _Due.CONTENT_ENDS:
             self._state = _State.READY
             self._content = None
             if answer.is_positive:
                 self._commands = 0
         else:
-            assert event is Greeted, event
+            assert due is _Due.GREETED, due
         self._say(answer)
         if close:
             self.close("refused")
-        elif answer.is_permanent and event is not ContentEnds:
+        elif answer.code >= 500 and due is not _Due.CONTENT_ENDS:
             self._count_errors(1)
 
     def answer_rcpts(self, answers: Sequence[Reply], *, unknown: int = 0, close: bool = False) -> None:
-        """Answer RcptTo; `unknown` of the recipients do not exist (they count towards a limit of their own)."""
-        assert self._pending is RcptTo
-        self._pending = None
+        """Answer `rcpt`; `unknown` of the recipients do not exist (they count towards a limit of their own)."""
+        assert self._due is _Due.RCPT
+        self._due = _Due.NOTHING
         errors = 0
         for answer in answers:
-            if answer.is_positive:
+            if answer.code < 400:
                 self._recipients += 1
                 self._state = _State.RCPT
-            elif answer.is_permanent:
+            elif answer.code >= 500:
                 errors += 1
             self._say(answer)
         self._unknown += unknown
@@ -351,9 +319,9 @@ class Server:
             self._count_errors(errors)
 
     def accept_content(self) -> None:
-        """Answer ContentBegins: go on (RFC 5321 3.3)."""
-        assert self._pending is ContentBegins
-        self._pending = None
+        """Answer `content_begins`: go on (RFC 5321 3.3)."""
+        assert self._due is _Due.CONTENT_BEGINS
+        self._due = _Due.NOTHING
         if self._state is _State.CHUNK:
             return
         self._content = DataDecoder(
@@ -369,28 +337,40 @@ class Server:
             self._say(reply.START_CONTENT)
 
     def tls_started(self) -> None:
-        """Answer StartTls: the handshake is done and nothing said before it counts (RFC 3207 4.2)."""
-        assert self._pending is StartTls
-        self._pending = None
+        """Answer `starttls`: the handshake is done and nothing said before it counts (RFC 3207 4.2)."""
+        assert self._due is _Due.STARTTLS
+        self._due = _Due.NOTHING
         self._tls_active = True
         self._state = _State.START
         self._offered = frozenset()
 
     # --- the machine ----------------------------------------------------------------------------------
 
-    def next_event(self) -> Event | None:
-        """The next thing to decide or do; None while more input or an answer is awaited."""
-        while not self._events:
-            if self._pending is not None or self._state in _SILENT_STATES:
-                return None
-            if self._state in _CONTENT_STATES:
+    def run(self) -> None:
+        """Go on with what is buffered, until more input or an answer is awaited."""
+        while not self._due:
+            state = self._state
+            if state in _CONTENT_STATES:
                 if not self._take_content():
-                    return None
-            elif (line := self._next_line()) is not None:
-                self._run(line)
-            elif not self._events:
-                return None
-        return self._events.pop(0)
+                    return
+            elif state in _SILENT_STATES:
+                return
+            else:
+                buffer = self._buffer
+                end = buffer.find(b"\r\n")
+                # the usual line at once: complete, of a usual length, with no other line end in it
+                if (
+                    0 <= end <= MAX_LINE - 2
+                    and not self._skipping_line
+                    and buffer.find(b"\n", 0, end) < 0
+                    and buffer.find(b"\r", 0, end) < 0
+                ):
+                    self._buffer = buffer[end + 2 :]
+                    self._obey(buffer[:end])
+                elif not buffer or (line := self._unusual_line()) is None:
+                    return
+                else:
+                    self._obey(line)
 
     def _take_content(self) -> bool:
         """Look at what is buffered as content; False when more is needed."""
@@ -410,7 +390,7 @@ class Server:
         data, self._buffer = self._buffer, b""
         block, rest = content.feed(data)
         if block:
-            self._events.append(ContentBlock(block))
+            self._handler.content(block)
         if rest is not None:
             self._buffer = rest
             self._end_content(content)
@@ -426,11 +406,11 @@ class Server:
                 self._state = _State.BDAT
                 return
             if end := content.finish():
-                self._events.append(ContentBlock(end))
-        self._pending = ContentEnds
-        self._events.append(ContentEnds(content.fault))
+                self._handler.content(end)
+        self._due = _Due.CONTENT_ENDS
+        self._handler.content_ends(content.fault)
 
-    def _next_line(self) -> bytes | None:
+    def _unusual_line(self) -> bytes | None:
         """One command line without its CRLF; None while it is incomplete, or when the session was closed for it."""
         while True:
             buffer = self._buffer
@@ -468,26 +448,25 @@ class Server:
         else:
             self._refuse(reply.LINE_TOO_LONG)
 
-    def _run(self, line: bytes) -> None:
+    def _obey(self, line: bytes) -> None:
         try:
-            command = parse_command(line, offered=self._offered, smtputf8=self._smtputf8)
+            command = parse_command(line, self._offered, self._smtputf8)
         except CommandError as exc:
             if exc.close:
                 self.close("protocol", exc.reply)
             else:
                 self._refuse(exc.reply)
             return
-        match command:
-            case MailCommand():
-                self._mail(command)
-            case RcptCommand():
-                self._rcpt(command)
-            case BdatCommand():
-                self._bdat(command)
-            case SimpleCommand(Verb.DATA):
-                self._data()
-            case SimpleCommand(verb, argument):
-                self._simple(verb, argument)
+        if isinstance(command, RcptCommand):
+            self._rcpt(command)
+        elif isinstance(command, MailCommand):
+            self._mail(command)
+        elif isinstance(command, BdatCommand):
+            self._bdat(command)
+        elif command.verb is Verb.DATA:
+            self._data()
+        else:
+            self._simple(command.verb, command.argument)
 
     def _simple(self, verb: Verb, argument: str) -> None:
         if self._is_only_talking():
@@ -516,8 +495,8 @@ class Server:
             return
         # RFC 5321 4.1.4: EHLO in a session clears the state as RSET does
         self._reset()
-        self._pending = Greeted
-        self._events.append(Greeted(domain, is_esmtp))
+        self._due = _Due.GREETED
+        self._handler.greeted(domain, esmtp=is_esmtp)
 
     def _mail(self, command: MailCommand) -> None:
         if self._is_only_talking():
@@ -531,8 +510,8 @@ class Server:
             self._refuse(reply.TOO_BIG)
         else:
             self._smtputf8 = command.envelope.smtputf8
-            self._pending = MailFrom
-            self._events.append(MailFrom(command.envelope))
+            self._due = _Due.MAIL
+            self._handler.mail(command.envelope)
 
     def _rcpt(self, command: RcptCommand) -> None:
         if self._state in (_State.START, _State.READY):
@@ -550,8 +529,8 @@ class Server:
         rcpts = [command.rcpt]
         if self._buffer:
             self._gather_rcpts(rcpts, min(room, MAX_BATCH))
-        self._pending = RcptTo
-        self._events.append(RcptTo(tuple(rcpts)))
+        self._due = _Due.RCPT
+        self._handler.rcpt(tuple(rcpts))
 
     def _gather_rcpts(self, rcpts: list[Recipient], most: int) -> None:
         """Add the well-formed RCPTs that stand next in the buffer; whatever else stands there is left for its turn."""
@@ -561,7 +540,7 @@ class Server:
             if not 0 < end < MAX_ENVELOPE_LINE or self._buffer[end - 1] != 13 or b"\r" in line:
                 return
             try:
-                command = parse_command(line, offered=self._offered, smtputf8=self._smtputf8)
+                command = parse_command(line, self._offered, self._smtputf8)
             except CommandError:
                 return
             assert isinstance(command, RcptCommand)
@@ -578,8 +557,8 @@ class Server:
             # RFC 2920 3.1: DATA is the last of a group; the content waits for 354
             self.close("pipelining", reply.EARLY_TALKER)
         else:
-            self._pending = ContentBegins
-            self._events.append(ContentBegins(is_stuffed=True))
+            self._due = _Due.CONTENT_BEGINS
+            self._handler.content_begins(is_stuffed=True)
 
     def _bdat(self, command: BdatCommand) -> None:
         self._chunk_bytes = command.size_bytes
@@ -587,15 +566,17 @@ class Server:
         if (refusal := self._not_ready_for_content()) is not None:
             self._skip_chunk(refusal, self._state)
             return
-        if self._state is not _State.BDAT:
+        is_first = self._state is not _State.BDAT
+        if is_first:
             self._content = BdatDecoder(
                 max_bytes=self._settings.max_message_bytes, max_line_bytes=self._settings.max_line_bytes
             )
-            self._pending = ContentBegins
-            self._events.append(ContentBegins(is_stuffed=False))
         assert isinstance(self._content, BdatDecoder)
         self._content.begin_chunk(command.size_bytes)
         self._state = _State.CHUNK
+        if is_first:
+            self._due = _Due.CONTENT_BEGINS
+            self._handler.content_begins(is_stuffed=False)
 
     def _skip_chunk(self, answer: Reply, after: _State) -> None:
         """RFC 3030 2: the octets of a refused chunk come all the same; they are dropped and then `answer` is said."""
@@ -626,14 +607,14 @@ class Server:
         else:
             self._say(reply.READY_FOR_TLS)
             self._state = _State.TLS
-            self._pending = StartTls
-            self._events.append(_START_TLS)
+            self._due = _Due.STARTTLS
+            self._handler.starttls()
 
     def _reset(self) -> None:
         if self._state in _TRANSACTION_STATES:
             self._state = _State.READY
             self._content = None
-            self._events.append(_RESET)
+            self._handler.reset()
 
     def _is_only_talking(self) -> bool:
         """Count a command that brings no mail nearer; a session of nothing else is a probe and is closed."""
@@ -645,7 +626,7 @@ class Server:
 
     def _refuse(self, answer: Reply) -> None:
         self._say(answer)
-        if answer.is_permanent:
+        if answer.code >= 500:
             self._count_errors(1)
 
     def _count_errors(self, count: int) -> None:

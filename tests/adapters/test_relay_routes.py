@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from gateway.adapters.relay import HostSettings, RelaySettings, RelaySettingsError, RouteSettings
@@ -49,6 +51,21 @@ async def test_the_probe_goes_on_until_there_is_an_answer() -> None:
         assert len(sink.peers) == 3
         assert bench.errors == {"banner": 2}
         assert {keys["step"] for keys in bench.failures} == {"probe"}
+
+
+@both_loops
+async def test_a_probe_that_ends_by_a_defect_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Sink() as sink, relay_to(sink) as bench:
+
+        async def acquire(*_: Any, **__: Any) -> Any:
+            raise RuntimeError("a defect")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.pool, "acquire", acquire)
+            await bench.relay.start()
+            await turns(lambda: bench.services.log.of("error"))
+        assert [line.event for line in bench.services.log.of("error")] == ["relay.failed"]
+        assert (await bench.deliver()).stored
 
 
 @both_loops

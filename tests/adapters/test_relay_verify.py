@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from gateway.adapters.relay import HostSettings, RouteSettings
+from gateway.adapters.relay.cache import RecipientCache
 from gateway.smtp.reply import (
     RECIPIENT_OK,
+    Reply,
 )
 from tests.adapters.relaykit import (
+    SESSION,
     SHORT,
     TROUBLE,
     both_loops,
@@ -19,6 +22,7 @@ from tests.adapters.relaykit import (
     relay_to,
 )
 from tests.adapters.sink import CLOSE, EXTENSIONS, HANG, OK, RESET, Do, Sink, say
+from tests.fakes import FakeClock
 
 # --- verify ------------------------------------------------------------------------------------------
 
@@ -195,3 +199,28 @@ async def test_a_cancelled_verify_frees_its_connection() -> None:
         await asyncio.wait((asking,))
         assert await bench.verify("b@example.org") == ["250 2.1.5 Recipient ok"]
         gate.set()
+
+
+@both_loops
+async def test_an_envelope_that_cannot_be_written_is_our_trouble() -> None:
+    async with Sink() as sink, relay_to(sink) as bench:
+        assert await bench.verify("b@example.org", dsn_envid="x y") == [TROUBLE]
+        assert (await bench.deliver(dsn_envid="x y")).error == "internal"
+        assert bench.errors == {"internal": 2}
+        assert not any(line.startswith(b"MAIL") for line in sink.commands)
+
+
+async def test_nobody_to_ask_is_no_question() -> None:
+    async with Sink() as sink, relay_to(sink) as bench:
+        assert await bench.relay.verify(SESSION, envelope(), ()) == ()
+        assert sink.peers == []
+
+
+def test_shared_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.adapters.relay.cache._MAX_SHARED", 2)
+    cache = RecipientCache(FakeClock(), positive_s=10, negative_s=10, max_entries=100)
+    for number in range(5):
+        word = Reply(250, "2.1.5", f"Ok {number}")
+        cache.put("main", f"{number}@example.org", word)
+        assert cache.get("main", f"{number}@example.org") == word
+    assert len(cache._shared) <= 2

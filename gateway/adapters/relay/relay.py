@@ -70,6 +70,7 @@ class SmtpRelay:
     async def start(self) -> None:
         """Begin to ask the downstreams what they offer; does not wait for them."""
         self._probe = asyncio.create_task(self._probe_all(), name="relay-probe")
+        self._probe.add_done_callback(self._probe_ended)
 
     async def close(self) -> None:
         """End everything; waits at most `drain_timeout_s` for replies to dots whose clients are gone."""
@@ -85,6 +86,11 @@ class SmtpRelay:
             host.pool.abort()
         # the loop closes the sockets in its next turn
         await asyncio.sleep(0)
+
+    def _probe_ended(self, probe: asyncio.Task[None]) -> None:
+        if not probe.cancelled() and (defect := probe.exception()) is not None:
+            # Mail goes on; what is offered stays cautious until a delivery's connection tells more.
+            self._log.error("relay.failed", step="probe", error="internal", detail=repr(defect))
 
     async def _probe_all(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -159,6 +165,9 @@ class SmtpRelay:
                         self._cache.put(route.name, str(rcpt.mailbox), reply)
         except NoConnectionError as trouble:
             self._failed(route, "verify", trouble.error, detail=str(trouble), session=session.id)
+        except ValueError as exc:
+            # The envelope cannot be written: what made it is at fault.
+            self._failed(route, "verify", "internal", detail=repr(exc), session=session.id)
         route.metrics.verify_s.observe(self._clock.monotonic() - started)
         return (*replies, *[DOWNSTREAM_TROUBLE] * (len(rcpts) - len(replies)))
 
@@ -218,11 +227,13 @@ class SmtpRelay:
                 lease = await route.lease(deadline, fresh=True)
                 outcome = await self._transfer_on(lease, tx, content, deadline)
         except NoConnectionError as trouble:
-            self._failed(route, "deliver", trouble.error, detail=str(trouble), tx=tx.id)
+            self._failed(
+                route, "deliver", trouble.error, detail=str(trouble), tx=tx.id, session=tx.session.id
+            )
             return Delivery(DOWNSTREAM_TROUBLE, stored=False, error=trouble.error)
         except (OSError, ValueError) as exc:
             # The content could not be read, or the envelope cannot be written.
-            self._failed(route, "deliver", "internal", detail=repr(exc), tx=tx.id)
+            self._failed(route, "deliver", "internal", detail=repr(exc), tx=tx.id, session=tx.session.id)
             return Delivery(INTERNAL, stored=False, error="internal")
         if outcome.error:
             self._note(route, tx, outcome)
