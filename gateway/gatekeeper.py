@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from gateway.mail.body import Body, Spool, SpoolError
 from gateway.mail.message import HeaderError, HeaderReader, Message, apply_edits, split_edits
 from gateway.mail.trace import received
+from gateway.pipeline import PROCEED
 from gateway.policy import Outcome
 from gateway.session import Envelope, Recipient, Session, TlsInfo, Transaction, Trust
 from gateway.smtp import reply
@@ -304,8 +305,9 @@ class Conversation:
 
     async def _after(self, open_: _Open, rcpt: Recipient, answer: Reply) -> _Word:
         """What is said of a recipient after the downstream was asked."""
-        if answer.is_positive:
-            decided = await self._gate.pipeline.rcpt_after(open_.tx, rcpt)
+        pipeline = self._gate.pipeline
+        if answer.is_positive and pipeline.plans_after_recipient:
+            decided = await pipeline.rcpt_after(open_.tx, rcpt)
             verdict = decided.verdict
             if verdict.reply is not None:
                 return _Word(verdict.reply, verdict.reason, decided.policy, verdict.close)
@@ -382,7 +384,7 @@ class Conversation:
         if open_.trouble is not None:
             return self._finish(open_, _Word(open_.trouble, open_.reason))
         tx = open_.tx
-        decided = await gate.pipeline.eom(tx)
+        decided = await gate.pipeline.eom(tx) if gate.pipeline.plans(Stage.EOM) else PROCEED
         verdict = decided.verdict
         if verdict.results:
             open_.tx = tx = replace(tx, results=tx.results + verdict.results)

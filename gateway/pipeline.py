@@ -143,6 +143,11 @@ class Pipeline:
         """Whether any policy runs at this stage; where none does there is nothing to await."""
         return bool(self._ranks[stage])
 
+    @property
+    def plans_after_recipient(self) -> bool:
+        """Whether any policy runs behind the downstream's own answer at RCPT."""
+        return bool(self._rcpt_after)
+
     async def connect(self, session: Session) -> Decided:
         """The CONNECT stage."""
         return await self._run(self._ranks[Stage.CONNECT], session)

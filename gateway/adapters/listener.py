@@ -26,7 +26,7 @@ from gateway.verdict import Stage
 
 if TYPE_CHECKING:
     from gateway.gatekeeper import Answer, Conversation, Gatekeeper, RcptAnswers
-    from gateway.services import Services
+    from gateway.services import Counter, Counters, Services
     from gateway.session import Envelope, Recipient
     from gateway.smtp.content import Fault
 
@@ -66,6 +66,17 @@ class ListenerSettings:
 # The barrier around a session: what it raises ends that session only. It cannot be cancelled from outside while it is
 # stepped, so a CancelledError out of it is a defect like any other.
 _OWN_DEFECTS = (Exception, asyncio.CancelledError)
+
+
+class _Bound(dict[object, "Counter"]):
+    """Counters of one label, bound when a value is first seen; the values come from closed sets."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+
+    def __missing__(self, value: object) -> Counter:
+        counter = self[value] = self._counters.labels(str(value))
+        return counter
 
 
 class TlsSource(Protocol):
@@ -110,12 +121,12 @@ class Listener:
         self.open_connections = metrics.gauges(
             "mxgate_open_connections", "Connections that are open"
         ).labels()
-        self._replies = metrics.counters("mxgate_replies_total", "Replies to clients by code", ("code",))
-        self.replies: dict[int, Any] = {}
-        self._closed = metrics.counters(
-            "mxgate_closed_sessions_total", "Sessions by what ended them", ("reason",)
+        self.replies = _Bound(
+            metrics.counters("mxgate_replies_total", "Replies to clients by code", ("code",))
         )
-        self.closed: dict[str, Any] = {}
+        self.closed = _Bound(
+            metrics.counters("mxgate_closed_sessions_total", "Sessions by what ended them", ("reason",))
+        )
         handshakes = metrics.counters(
             "mxgate_tls_handshakes_total", "TLS handshakes by outcome", ("outcome",)
         )
@@ -163,18 +174,14 @@ class Listener:
             self._sweep.cancel()
 
     def count_replies(self, codes: list[int]) -> None:
-        """Account for replies that were written."""
+        """Account for replies that were given; the list is emptied."""
+        replies = self.replies
         for code in codes:
-            counter = self.replies.get(code)
-            if counter is None:
-                counter = self.replies[code] = self._replies.labels(str(code))
-            counter.inc()
+            replies[code].inc()
         codes.clear()
 
     def count_closed(self, reason: str) -> None:
         """Account for the end of a session."""
-        if reason not in self.closed:
-            self.closed[reason] = self._closed.labels(reason)
         self.closed[reason].inc()
 
     def run_behind(self, coro: Coroutine[Any, Any, None]) -> None:
@@ -332,6 +339,7 @@ class Connection(asyncio.Protocol):
             listener.by_client[key] = others
         listener.sessions.discard(self)
         listener.open_connections.dec()
+        listener.count_replies(self._server.codes)
         if self._task is not None:
             # the relay goes on by itself once the dot is sent
             self._task.cancel()
@@ -344,6 +352,7 @@ class Connection(asyncio.Protocol):
     def check_deadlines(self) -> None:
         """Once a second: close the session if it waited too long for the client."""
         now, settings = self._listener.now, self._listener.settings
+        self._listener.count_replies(self._server.codes)
         waited = now - self._phase_since
         if self._is_closed:
             if waited > _UNSENT_S:
@@ -429,11 +438,10 @@ class Connection(asyncio.Protocol):
 
     def _flush(self) -> bool:
         """Write the replies that are due; whether there were any."""
-        codes = self._server.codes
-        if not codes:
+        output = self._server.take_output()
+        if not output:
             return False
-        self._listener.count_replies(codes)
-        self._transport.write(self._server.take_output())
+        self._transport.write(output)
         return True
 
     def _balance(self) -> None:

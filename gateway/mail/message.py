@@ -7,6 +7,7 @@ the colon hides a field.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from gateway.verdict import AddField, HeaderEdit
 # RFC 5322 2.1.1 allows lines of 998; names longer than this are no field of any use, only an attack on parsers
 MAX_NAME_BYTES = 77
 MAX_CONTINUATIONS = 1000
+# RFC 5322 2.2.3: a line end before white space is folding, any other one ends the field
+_FIELD_END = re.compile(rb"\r\n(?![ \t])")
 
 
 class HeaderError(GatewayError):
@@ -60,27 +63,18 @@ def parse_header(block: bytes, *, max_fields: int, wire_bytes: int) -> Header:
     """
     if block[:1] in (b" ", b"\t"):
         raise HeaderError("the first line is a continuation")
+    pieces = _FIELD_END.split(block)
+    pieces.pop()  # behind the last CRLF
+    if len(pieces) > max_fields:
+        raise HeaderError("too many fields")
     fields: list[Field] = []
-    lines = block.split(b"\r\n")
-    lines.pop()  # behind the last CRLF
-    at, count = 0, len(lines)
-    while at < count:
-        line = lines[at]
-        begin = at
-        at += 1
-        while at < count and lines[at][:1] in (b" ", b"\t"):
-            at += 1
-        if at - begin > 1:
-            if at - begin > MAX_CONTINUATIONS + 1:
-                raise HeaderError("a field has too many continuation lines")
-            line = b"\r\n".join(lines[begin:at])
-        name, colon, _ = line.partition(b":")
-        name = name.strip().lower() if colon else b""
+    for piece in pieces:
+        name = piece[: max(piece.find(b":"), 0)].strip().lower()
         if len(name) > MAX_NAME_BYTES:
             raise HeaderError("a field name is too long")
-        fields.append(Field(name, line + b"\r\n"))
-        if len(fields) > max_fields:
-            raise HeaderError("too many fields")
+        if len(piece) > MAX_CONTINUATIONS and piece.count(b"\r\n") > MAX_CONTINUATIONS:
+            raise HeaderError("a field has too many continuation lines")
+        fields.append(Field(name, piece + b"\r\n"))
     return Header(tuple(fields), wire_bytes)
 
 
