@@ -344,21 +344,20 @@ def listener_settings(config: Config) -> ListenerSettings:
 
 def id_source() -> Callable[[], str]:
     """Makes ids that are short and unique over workers and restarts: when the worker began, a random part, a number."""
-    begun = int(time.time() * 1000) << 15 | int.from_bytes(os.urandom(2), "big") >> 1
-    prefix = _base32(begun, 12)
+    prefix = f"{_base32(int(time.time() * 1000))}{_base32(int.from_bytes(os.urandom(2)) | 1 << 16)}"
     count = 0
 
     def new_id() -> str:
         nonlocal count
         count += 1
-        return prefix + _base32(count, 3)
+        return f"{prefix}{count:04x}"
 
     return new_id
 
 
-def _base32(number: int, width: int) -> str:
+def _base32(number: int) -> str:
     digits = ""
-    while number or len(digits) < width:
+    while number:
         digits = _CROCKFORD[number & 31] + digits
         number >>= 5
     return digits

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gateway.services import Counter, Services
 
 QUARANTINE_FIELD = "X-Mxgate-Quarantine"
+_QUARANTINE_NAME = QUARANTINE_FIELD.lower().encode("ascii")
 # What the log shows of a transaction's recipients; the count is always complete
 _LOGGED_RCPTS = 5
 # RFC 3463 3.2: the mailbox does not exist (bad mailbox, mailbox moved, null MX)
@@ -173,6 +174,26 @@ class _Open:
     trouble: Reply | None = None  # what the end of the content will be answered
     reason: str = ""
     error: str = ""
+    is_behind: bool = False  # `tx` does not have all that was learnt
+    message: Message | None = None
+
+    def current(self) -> Transaction:
+        """The transaction with everything that is known now: accepted recipients, the message."""
+        tx = self.tx
+        if self.is_behind:
+            old = tx.envelope
+            envelope = Envelope(
+                old.mail_from,
+                tuple(self.accepted),
+                old.body_type,
+                old.smtputf8,
+                old.size_hint,
+                old.dsn_ret,
+                old.dsn_envid,
+            )
+            tx = self.tx = Transaction(tx.id, tx.session, envelope, self.message, tx.results, tx.notes)
+            self.is_behind = False
+        return tx
 
 
 class Conversation:
@@ -265,30 +286,19 @@ class Conversation:
             close = close or word.close
             if answer.is_positive:
                 open_.accepted.append(rcpt)
+                open_.is_behind = True
                 gate.recipients["accepted"].inc()
             else:
                 open_.refused.append((rcpt, word))
                 gate.recipients["deferred" if answer.is_transient else "rejected"].inc()
                 unknown += answer.enhanced in UNKNOWN_RECIPIENT
-        if open_.accepted:
-            tx, old = open_.tx, open_.tx.envelope
-            envelope = Envelope(
-                old.mail_from,
-                tuple(open_.accepted),
-                old.body_type,
-                old.smtputf8,
-                old.size_hint,
-                old.dsn_ret,
-                old.dsn_envid,
-            )
-            open_.tx = Transaction(tx.id, tx.session, envelope, tx.message, tx.results, tx.notes)
-        else:
+        if not open_.accepted:
             open_.route = None  # only an accepted recipient binds the others to its route
         return RcptAnswers(tuple(replies), unknown, close)
 
     async def _before(self, open_: _Open, rcpt: Recipient) -> _Word | None:
         """What is said of a recipient before the downstream is asked; None: it is to be asked."""
-        decided = self._held_refusal() or await self._gate.pipeline.rcpt_before(open_.tx, rcpt)
+        decided = self._held_refusal() or await self._gate.pipeline.rcpt_before(open_.current(), rcpt)
         verdict = decided.verdict
         if verdict.reply is not None:
             return _Word(verdict.reply, verdict.reason, decided.policy, verdict.close)
@@ -307,7 +317,7 @@ class Conversation:
         """What is said of a recipient after the downstream was asked."""
         pipeline = self._gate.pipeline
         if answer.is_positive and pipeline.plans_after_recipient:
-            decided = await pipeline.rcpt_after(open_.tx, rcpt)
+            decided = await pipeline.rcpt_after(open_.current(), rcpt)
             verdict = decided.verdict
             if verdict.reply is not None:
                 return _Word(verdict.reply, verdict.reason, decided.policy, verdict.close)
@@ -345,10 +355,8 @@ class Conversation:
     def _header_complete(self, open_: _Open, reader: HeaderReader) -> None:
         assert open_.body is not None
         header = reader.finish()
-        tx = open_.tx
-        open_.tx = Transaction(
-            tx.id, tx.session, tx.envelope, Message(header, open_.body), tx.results, tx.notes
-        )
+        open_.message = Message(header, open_.body)
+        open_.is_behind = True
         # RFC 5321 6.3: a message that passed so many hosts goes in a circle
         if [name for name, _ in header.fields].count(b"received") > self._gate.settings.max_received:
             self._drop_content(open_, reply.TOO_MANY_HOPS, "hops")
@@ -383,7 +391,7 @@ class Conversation:
                 self._drop_content(open_, reply.BAD_HEADER, "header", exc)
         if open_.trouble is not None:
             return self._finish(open_, _Word(open_.trouble, open_.reason))
-        tx = open_.tx
+        tx = open_.current()
         decided = await gate.pipeline.eom(tx) if gate.pipeline.plans(Stage.EOM) else PROCEED
         verdict = decided.verdict
         if verdict.results:
@@ -391,12 +399,13 @@ class Conversation:
         if verdict.reply is not None:
             return self._finish(open_, _Word(verdict.reply, verdict.reason, decided.policy, verdict.close))
         assert tx.message is not None
-        added, removed = split_edits((*open_.edits, *verdict.edits))
+        edits = (*open_.edits, *verdict.edits)
+        added, removed = split_edits(edits) if edits else ([], set())
         if verdict.action is Action.QUARANTINE:
             added.insert(0, AddField(QUARANTINE_FIELD, verdict.reason))
         added.append(received(tx, gate.settings.hostname, gate.services.clock.now()))
-        removed.add(QUARANTINE_FIELD.lower().encode("ascii"))
-        content = apply_edits(tx.message, added, lambda f: f.name in removed)
+        removed.add(_QUARANTINE_NAME)
+        content = apply_edits(tx.message, added, removed)
         try:
             delivery = await gate.relay.deliver(tx, content)
         except SpoolError as exc:  # the content cannot be read back; nothing was delivered
@@ -422,13 +431,15 @@ class Conversation:
             return
         if open_.body is not None:
             open_.body.close()
-        self._gate.transactions["aborted"].inc()
+        gate = self._gate
+        gate.transactions["aborted"].inc()
+        elapsed_s = gate.services.clock.monotonic() - open_.begun
         if open_.refused and open_.body is None:
             # the client went away after refusals: they are the outcome
-            self._log(open_, "transaction.refused", "aborted", Stage.RCPT, open_.refused[-1][1])
+            self._log(open_, "transaction.refused", "aborted", Stage.RCPT, open_.refused[-1][1], elapsed_s)
         elif open_.accepted:
             stage = Stage.RCPT if open_.body is None else Stage.EOM
-            self._log(open_, "transaction.aborted", "aborted", stage, None)
+            self._log(open_, "transaction.aborted", "aborted", stage, None, elapsed_s)
 
     def outcome(self) -> Coroutine[None, None, None] | None:
         """What is to run after the last reply was written, None when nothing is: policies that want to know it."""
@@ -468,13 +479,16 @@ class Conversation:
             action = Action.DEFER if answer.is_transient else Action.REJECT
         done = _DONE[action]
         if gate.pipeline.has_outcome:
-            self._outcome = (open_.tx, Outcome(answer, delivered))
+            self._outcome = (open_.current(), Outcome(answer, delivered))
         gate.transactions[done].inc()
-        gate.duration[done].observe(gate.services.clock.monotonic() - open_.begun)
-        self._log(open_, f"message.{done}", done, stage, word)
+        elapsed_s = gate.services.clock.monotonic() - open_.begun
+        gate.duration[done].observe(elapsed_s)
+        self._log(open_, f"message.{done}", done, stage, word, elapsed_s)
         return Answer(answer, word.close)
 
-    def _log(self, open_: _Open, event: str, action: str, stage: Stage, word: _Word | None) -> None:
+    def _log(
+        self, open_: _Open, event: str, action: str, stage: Stage, word: _Word | None, elapsed_s: float
+    ) -> None:
         """The one line of a transaction; `word` is what decided it, None when the client went away."""
         tx, session = open_.tx, self.session
         mail_from = tx.envelope.mail_from
@@ -497,6 +511,6 @@ class Conversation:
             rcpt_count=len(open_.accepted),
             refused_count=len(open_.refused),
             size_bytes=open_.body.size_bytes if open_.body is not None else 0,
-            duration_ms=round((self._gate.services.clock.monotonic() - open_.begun) * 1000, 1),
+            duration_ms=round(elapsed_s * 1000, 1),
             error=open_.error,
         )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@lru_cache(maxsize=4096)  # most connections of an hour come from few addresses
 def client_address(text: str) -> IPv4Address | IPv6Address:
     """A client's address from its text form: without a zone, and IPv4 where it is IPv4-mapped. Raises ValueError."""
     address = ip_address(text.partition("%")[0])

@@ -15,7 +15,8 @@ import ssl
 import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from gateway.session import TlsInfo, client_address
@@ -263,9 +264,7 @@ class Connection(asyncio.Protocol):
         if not peer:  # it has gone already
             transport.abort()
             return
-        client = client_address(peer[0])
-        # IPv4 by address, IPv6 by /64, which is what one client can have for the asking
-        key = int(client) if client.version == 4 else -(int(client) >> 64)
+        client, key = _client(peer[0])
         settings = listener.settings
         others = listener.by_client.get(key, 0)
         refusal, outcome = None, "served"
@@ -433,7 +432,7 @@ class Connection(asyncio.Protocol):
             if listener.draining_since is not None and phase in (Phase.IDLE, Phase.COMMAND):
                 self._server.close("drain", reply.SHUTTING_DOWN)
                 return
-        if smtp.buffered_bytes > _MAX_UNREAD_BYTES or self._reading_paused:
+        if phase is Phase.BUSY or self._reading_paused:
             self._balance()
 
     def _flush(self) -> bool:
@@ -599,6 +598,13 @@ class Connection(asyncio.Protocol):
         # asyncio does not tell a protocol of a connection that was lost in the middle of start_tls
         self._transport.abort()
         self.connection_lost(None)
+
+
+@lru_cache(maxsize=4096)  # most connections of an hour come from few addresses
+def _client(host: str) -> tuple[IPv4Address | IPv6Address, int]:
+    """A client's address, and what its connections are counted by: IPv6 by /64, which one client has for the asking."""
+    client = client_address(host)
+    return client, int(client) if isinstance(client, IPv4Address) else -(int(client) >> 64)
 
 
 def _describe(ssl_object: ssl.SSLObject) -> TlsInfo:

@@ -8,7 +8,8 @@ the colon hides a field.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -74,7 +75,7 @@ def parse_header(block: bytes, *, max_fields: int, wire_bytes: int) -> Header:
             raise HeaderError("a field name is too long")
         if len(piece) > MAX_CONTINUATIONS and piece.count(b"\r\n") > MAX_CONTINUATIONS:
             raise HeaderError("a field has too many continuation lines")
-        fields.append(Field(name, piece + b"\r\n"))
+        fields.append(tuple.__new__(Field, (name, piece + b"\r\n")))  # Field() is a Python call for each
     return Header(tuple(fields), wire_bytes)
 
 
@@ -166,19 +167,19 @@ class EditedContent:
 def apply_edits(
     message: Message,
     added: Sequence[AddField],
-    is_removed: Callable[[Field], bool] | None = None,
+    removed: AbstractSet[bytes] = frozenset(),
 ) -> EditedContent:
-    """The message with fields put above it (the first of `added` becomes the first) and some of its own taken out.
+    """The message with fields put above it (the first of `added` becomes the first) and its own of these names out.
 
-    Where nothing is taken out, not an octet of what came is touched.
+    Names are in lower case. Where nothing is taken out, not an octet of what came is touched.
     """
     prefix = b"".join([_format_field(edit) for edit in added])
     start = 0
-    if is_removed is not None:
-        kept = [f.raw for f in message.header.fields if not is_removed(f)]
-        if len(kept) != len(message.header.fields):
-            prefix += b"".join(kept)
-            start = message.header.wire_bytes
+    fields = message.header.fields
+    kept = [raw for name, raw in fields if name not in removed]
+    if len(kept) != len(fields):
+        prefix += b"".join(kept)
+        start = message.header.wire_bytes
     # the prefix is sent as it is, so it has to be stuffed; plain content is stuffed by the relay behind it
     return EditedContent(stuff(prefix), message.body, start)
 
