@@ -68,14 +68,15 @@ def parse_header(block: bytes, *, max_fields: int, wire_bytes: int) -> Header:
     pieces.pop()  # behind the last CRLF
     if len(pieces) > max_fields:
         raise HeaderError("too many fields")
-    fields: list[Field] = []
+    if block.count(b"\r\n") > MAX_CONTINUATIONS and any(p.count(b"\r\n") > MAX_CONTINUATIONS for p in pieces):
+        raise HeaderError("a field has too many continuation lines")
+    make = tuple.__new__  # Field() would be a Python call for each
+    fields = []
     for piece in pieces:
-        name = piece[: max(piece.find(b":"), 0)].strip().lower()
-        if len(name) > MAX_NAME_BYTES:
-            raise HeaderError("a field name is too long")
-        if len(piece) > MAX_CONTINUATIONS and piece.count(b"\r\n") > MAX_CONTINUATIONS:
-            raise HeaderError("a field has too many continuation lines")
-        fields.append(tuple.__new__(Field, (name, piece + b"\r\n")))  # Field() is a Python call for each
+        name, colon, _ = piece.partition(b":")
+        fields.append(make(Field, (name.strip().lower() if colon else b"", piece + b"\r\n")))
+    if any(len(name) > MAX_NAME_BYTES for name, _ in fields):
+        raise HeaderError("a field name is too long")
     return Header(tuple(fields), wire_bytes)
 
 
