@@ -9,8 +9,11 @@ Pure: bytes and replies in, bytes and an outcome out; no sockets, no clock. adap
         step = transfer.advance(replies)                # or transfer.interrupted(replies, error)
     if isinstance(step, StartContent):                  # 354 for everybody: write content and dot
         transfer.dot_sent()
-        step = transfer.advance([final])
+        step = transfer.advance([final])                # or final_outcome([final])
     # step is an Outcome
+
+Nearly always it is the same: transaction_commands in one write, bytes of which ReplyReader.is_go_ahead is true, content
+and dot, final_outcome. Whoever meets anything else goes on with a Transfer and the replies that came.
 
 What a downstream says is as hostile as what a client says: it becomes a ServerReply or DownstreamProtocolError, and
 in the end an Outcome whose reply for our client has a class that the rules of DESIGN.md section 6 allow. An Outcome
@@ -40,14 +43,14 @@ from gateway.smtp.reply import (
 MAX_REPLY_LINE = 4096
 # A reply of many lines is EHLO's or a refusal with an essay; neither needs more.
 MAX_REPLY_BYTES = 64 * 1024
-# Of one connection; banner, MAIL, RCPT and DATA come first and fit.
-_MAX_SEEN = 16
 # RFC 1870 3: size-value = 1*20DIGIT
 MAX_SIZE_DIGITS = 20
 # RFC 5321 4.2: what SMTP gives meaning to begins with 2..5; 1yz is well-formed, and trouble wherever it comes.
 _CODES = {b"%d" % code: code for code in range(100, 600)}
 _SEPARATORS = (b" ", b"-", b"")
 _ENHANCED_HEAD = re.compile(rb"[245]\.\d{1,3}\.\d{1,3} ")
+# RFC 5321 4.2, 3.3: 2yz in one line for MAIL and each RCPT, then 354
+_GO_AHEAD = re.compile(rb"(?:2\d\d [^\n]{0,1000}\n)++354 [^\n]{0,1000}\n")
 _PARAMETER_VALUE = re.compile(r"[^\x00-\x20\x7f]+")
 
 END_OF_CONTENT = b".\r\n"
@@ -107,20 +110,27 @@ class ReplyReader:
     continuation line; a line over 4096 octets; a reply over 64 KiB. After the error the reader is of no use.
     """
 
-    __slots__ = ("_code", "_partial", "_seen", "_texts", "_total")
+    __slots__ = ("_code", "_partial", "_texts", "_total")
 
     def __init__(self) -> None:
         self._partial = b""
         self._code = b""
         self._texts: list[bytes] = []
         self._total = 0
-        # Nearly all replies are the same few lines again and again.
-        self._seen: dict[bytes, ServerReply] = {}
 
     @property
     def is_empty(self) -> bool:
         """Nothing of a further reply has come yet."""
         return not self._partial and not self._texts
+
+    def is_go_ahead(self, data: bytes, replies: int) -> bool:
+        """These bytes are all of so many replies, each in one line: 2yz, and 354 as the last.
+
+        They must not be fed then. False says nothing but that they are to be fed.
+        """
+        return not (
+            self._partial or self._texts or data.count(b"\n") != replies or _GO_AHEAD.fullmatch(data) is None
+        )
 
     def feed(self, data: bytes) -> list[ServerReply]:
         """The replies that these bytes complete, in order."""
@@ -132,19 +142,19 @@ class ReplyReader:
         replies: list[ServerReply] = []
         try:
             for line in lines:
-                reply = None if self._texts else self._seen.get(line)
-                if reply is None:
-                    reply = self._line(line)
+                reply = self._line(line)
                 if reply is not None:
                     replies.append(reply)
-            _check_length(self._partial)
+            if len(self._partial) > MAX_REPLY_LINE:
+                self._line(self._partial)  # raises
         except DownstreamProtocolError as error:
             error.replies = tuple(replies)
             raise
         return replies
 
     def _line(self, line: bytes) -> ServerReply | None:
-        _check_length(line)
+        if len(line) > MAX_REPLY_LINE:
+            raise DownstreamProtocolError(f"a reply line of more than {MAX_REPLY_LINE} octets")
         text = line[4:].removesuffix(b"\r")
         code, separator = line[:3], line[3:4].removesuffix(b"\r")
         if code not in _CODES or separator not in _SEPARATORS:
@@ -153,10 +163,7 @@ class ReplyReader:
         if self._texts and code != self._code:
             raise DownstreamProtocolError(f"a reply goes on as {code!r} that began as {self._code!r}")
         if separator != b"-" and not self._texts:
-            reply = ServerReply(_CODES[code], (text,))
-            if len(self._seen) < _MAX_SEEN:
-                self._seen[line] = reply
-            return reply
+            return ServerReply(_CODES[code], (text,))
         self._code = code
         self._texts.append(text)
         self._total += len(line)
@@ -167,11 +174,6 @@ class ReplyReader:
         reply = ServerReply(_CODES[code], tuple(self._texts))
         self._texts, self._total = [], 0
         return reply
-
-
-def _check_length(line: bytes) -> None:
-    if len(line) > MAX_REPLY_LINE:
-        raise DownstreamProtocolError(f"a reply line of more than {MAX_REPLY_LINE} octets")
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +231,29 @@ def mail_command(envelope: Envelope, capabilities: Capabilities, size_bytes: int
     A message with 8-bit content goes out unchanged to a downstream without 8BITMIME too, without BODY: converting it
     would break its signatures, and our own EHLO does not announce what a route is known to lack.
     """
-    line = f"MAIL FROM:<{'' if envelope.mail_from is None else envelope.mail_from}>"
+    return _command(_mail_line(envelope, capabilities, size_bytes))
+
+
+def rcpt_command(rcpt: Recipient, capabilities: Capabilities) -> bytes:
+    """RCPT, with NOTIFY and ORCPT (RFC 3461 4.1, 4.2) where DSN was offered."""
+    return _command(_rcpt_line(rcpt, capabilities))
+
+
+def transaction_commands(envelope: Envelope, capabilities: Capabilities, size_bytes: int) -> bytes:
+    """MAIL, each RCPT and DATA as one group (RFC 2920 3.1)."""
+    lines = _mail_line(envelope, capabilities, size_bytes)
+    for rcpt in envelope.rcpts:
+        lines += "\r\n" + _rcpt_line(rcpt, capabilities)
+    wire = lines.encode()
+    # each RCPT has brought one CRLF, and nothing else may
+    count = len(envelope.rcpts)
+    if wire.count(b"\r") != count or wire.count(b"\n") != count or b"\0" in wire:
+        raise ValueError(f"CR, LF or NUL in the commands {lines!a}")
+    return wire + b"\r\n" + DATA
+
+
+def _mail_line(envelope: Envelope, capabilities: Capabilities, size_bytes: int) -> str:
+    line = f"MAIL FROM:<{'' if envelope.mail_from is None else envelope.mail_from!s}>"
     if size_bytes and capabilities.size is not None:
         line += f" SIZE={size_bytes}"
     if capabilities.eightbitmime and envelope.body_type is BodyType.EIGHT_BIT:
@@ -240,15 +264,14 @@ def mail_command(envelope: Envelope, capabilities: Capabilities, size_bytes: int
     if capabilities.dsn and (envelope.dsn_ret or envelope.dsn_envid):
         # RFC 3461 4.3, 4.4
         line += _parameter("RET", envelope.dsn_ret) + _parameter("ENVID", envelope.dsn_envid)
-    return _command(line)
+    return line
 
 
-def rcpt_command(rcpt: Recipient, capabilities: Capabilities) -> bytes:
-    """RCPT, with NOTIFY and ORCPT (RFC 3461 4.1, 4.2) where DSN was offered."""
-    line = f"RCPT TO:<{rcpt.mailbox}>"
+def _rcpt_line(rcpt: Recipient, capabilities: Capabilities) -> str:
+    line = f"RCPT TO:<{rcpt.mailbox!s}>"
     if capabilities.dsn and (rcpt.notify or rcpt.orcpt):
         line += _parameter("NOTIFY", rcpt.notify) + _parameter("ORCPT", rcpt.orcpt)
-    return _command(line)
+    return line
 
 
 def _parameter(keyword: str, value: str) -> str:
@@ -346,6 +369,19 @@ class Outcome(NamedTuple):
     refused: tuple[Refused, ...] = ()
 
 
+def final_outcome(replies: Sequence[ServerReply]) -> Outcome:
+    """The outcome once the dot was sent: of its one reply, or of none when the connection failed."""
+    if replies:
+        reply = replies[0]
+        code = reply.code
+        if 200 <= code < 300:
+            return Outcome(reply.for_client(), True, "", After.REUSE)
+        if code >= 400:
+            # RFC 5321 4.1.1.4: the reply after the dot ends the transaction, whatever it is
+            return Outcome(reply.for_client(), False, "refused", After.CLOSE if code == 421 else After.REUSE)
+    return Outcome(FINAL_REPLY_LOST, error="final_lost")
+
+
 class Transfer:
     """MAIL, RCPTs (one at least), DATA, content, dot: one transaction. See the module's docstring for the calls.
 
@@ -371,13 +407,14 @@ class Transfer:
     def advance(self, replies: Sequence[ServerReply]) -> Send | StartContent | Outcome:
         """Go on with all the replies that were waited for."""
         if self._is_in_content:
-            return self._final(replies[0])
+            # what was not sent cannot be stored, whatever the downstream says
+            return final_outcome(() if replies[0].is_ok and not self._is_dot_sent else replies)
         self._replies += replies
         known = self._replies
         if len(known) < len(self._commands):
             return self._refusal() or Send(self._commands[len(known)], 1)
         # RFC 5321 3.3: nothing but 354 asks for content
-        if known[-1].code == 354 and _are_ok(known[:-1]):
+        if known[-1].code == 354 and all(reply.is_ok for reply in known[:-1]):
             self._is_in_content = True
             return StartContent.NOW
         return self._refusal() or self._trouble("protocol")
@@ -389,7 +426,7 @@ class Transfer:
     def interrupted(self, replies: Sequence[ServerReply], error: str) -> Outcome:
         """The connection failed after these replies to what was sent last: "closed", "timeout" or "protocol"."""
         if self._is_dot_sent:
-            return Outcome(FINAL_REPLY_LOST, error="final_lost")
+            return final_outcome(())
         if self._is_in_content:
             # A downstream that refuses in the middle of the content and closes has answered DATA.
             if replies and replies[0].is_refusal:
@@ -397,15 +434,6 @@ class Transfer:
             return self._trouble(error)
         self._replies += replies
         return self._refusal(is_interrupted=True) or self._trouble(error)
-
-    def _final(self, reply: ServerReply) -> Outcome:
-        if 200 <= reply.code < 300 and self._is_dot_sent:
-            return Outcome(reply.for_client(), stored=True, after=After.REUSE)
-        if reply.is_refusal:
-            # RFC 5321 4.1.1.4: the reply after the dot ends the transaction, whatever it is
-            after = After.CLOSE if reply.code == 421 else After.REUSE
-            return Outcome(reply.for_client(), error="refused", after=after)
-        return Outcome(FINAL_REPLY_LOST, error="final_lost")
 
     def _refusal(self, *, is_interrupted: bool = False) -> Outcome | None:
         """The outcome when the replies so far refuse the transaction, None when they do not (yet).
@@ -451,14 +479,6 @@ class Transfer:
     def _trouble(self, error: str) -> Outcome:
         # RFC 5321 3.8: a server may close an idle connection at any time; then MAIL never gets its reply.
         return Outcome(DOWNSTREAM_TROUBLE, error=error, is_used_up=error == "closed" and not self._replies)
-
-
-def _are_ok(replies: Sequence[ServerReply]) -> bool:
-    """All are 2yz; a loop, since it runs for each message and a generator takes three times as long."""
-    for reply in replies:  # noqa: SIM110 - see above
-        if not 200 <= reply.code < 300:
-            return False
-    return True
 
 
 # --- asking about recipients -------------------------------------------------------------------------

@@ -69,7 +69,9 @@ class Reply:
 
         An enhanced code at the head of the text is taken when it fits the code, otherwise X.0.0 is given.
         """
-        clean = _UNPRINTABLE.sub(" ", text).strip()
+        if not (text.isascii() and text.isprintable()):
+            text = _UNPRINTABLE.sub(" ", text)
+        clean = text.strip()
         head, _, rest = clean.partition(" ")
         if _ENHANCED.fullmatch(head) and head[0] == str(code)[0]:
             enhanced, clean = head, rest.strip()

@@ -7,6 +7,7 @@ about the sender or the moment. Bounded: the oldest entry goes when it is full.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 
 from gateway.services import Clock
 from gateway.smtp.reply import Reply
@@ -18,17 +19,17 @@ _MAX_SHARED = 256
 
 
 class RecipientCache:
-    """Replies by (route, recipient). A lifetime of 0 turns that half off."""
+    """Replies by (route, recipient), whatever identifies a recipient. A lifetime of 0 turns that half off."""
 
     def __init__(self, clock: Clock, *, positive_s: float, negative_s: float, max_entries: int) -> None:
         self._clock = clock
         self._positive_s = positive_s
         self._negative_s = negative_s
         self._max_entries = max_entries
-        self._entries: OrderedDict[tuple[str, str], tuple[float, Reply]] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, Hashable], tuple[float, Reply]] = OrderedDict()
         self._shared: dict[Reply, Reply] = {}
 
-    def get(self, route: str, mailbox: str) -> Reply | None:
+    def get(self, route: str, mailbox: Hashable) -> Reply | None:
         """The reply that is still valid, None when there is none."""
         entry = self._entries.get((route, mailbox))
         if entry is None:
@@ -38,7 +39,7 @@ class RecipientCache:
         del self._entries[route, mailbox]
         return None
 
-    def put(self, route: str, mailbox: str, reply: Reply) -> None:
+    def put(self, route: str, mailbox: Hashable, reply: Reply) -> None:
         """Remember a reply to RCPT, if it is of a kind that is remembered."""
         if reply.is_positive:
             lifetime_s = self._positive_s
@@ -58,6 +59,6 @@ class RecipientCache:
         if len(self._entries) > self._max_entries:
             self._entries.popitem(last=False)
 
-    def forget(self, route: str, mailbox: str) -> None:
+    def forget(self, route: str, mailbox: Hashable) -> None:
         """The downstream has changed its mind about this recipient."""
         self._entries.pop((route, mailbox), None)

@@ -14,9 +14,13 @@ import math
 import select
 import ssl
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
+from gateway.services import Clock
 from gateway.smtp.client import QUIT, Capabilities, DownstreamProtocolError, ReplyReader, ServerReply
+
+if TYPE_CHECKING:
+    from gateway.adapters.relay.pool import Pool
 
 # Timers of uvloop may fire up to one turn of its clock (1 ms) early.
 _EARLY_S = 0.002
@@ -26,8 +30,11 @@ class Connection(asyncio.Protocol):
     """One connection. It belongs to one user at a time, and to its pool while it is idle.
 
     `on_idle_end` is called once when an idle connection ends: it idled too long, the peer closed it or spoke.
-    The counters are for the pool's rules on how long a connection may be used.
+    The counters are for the pool's rules on how long a connection may be used. `pool` is whose it is, `dot_at` the
+    clock's time at which content and its dot were written (`transact`), 0 before.
     """
+
+    pool: Pool
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_idle_end: Callable[[Connection], None]) -> None:
         self.capabilities = Capabilities()
@@ -38,7 +45,8 @@ class Connection(asyncio.Protocol):
         self.refusals = 0
         # it has served before: the peer may be about to end it, or have ended it without our knowing
         self.is_reused = False
-        self._loop = loop
+        self.dot_at = 0.0
+        self.loop = loop
         self._on_idle_end = on_idle_end
         self._transport: asyncio.Transport = _NO_TRANSPORT
         self._poll = select.poll()
@@ -48,6 +56,10 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[list[ServerReply]] | None = loop.create_future()
         self._expected = 1
         self._result: list[ServerReply] | None = None
+        # what follows when the replies say so, how long its reply may take, and who tells the time
+        self._content: bytes | None = None
+        self._final_s = 0.0
+        self._clock: Clock
         self._is_idle = False
         self._is_paused = False
         self._drained: asyncio.Future[None] | None = None
@@ -68,20 +80,41 @@ class Connection(asyncio.Protocol):
         When fewer are in the result there is `trouble`; replies that nobody asked for are trouble too, which the
         next exchange meets. After trouble nothing is written.
         """
-        future: asyncio.Future[list[ServerReply]] = self._loop.create_future()
+        future: asyncio.Future[list[ServerReply]] = self.loop.create_future()
         if self.trouble:
             future.set_result([])
             return future
         self._expected = replies
         self._result = None
         self._waiter = future
-        self._arm(deadline)
+        self._deadline = deadline
+        if deadline < self._timer_at:
+            self._arm(deadline)
         self._transport.write(data)
         return future
 
+    def transact(
+        self, commands: bytes, replies: int, content: bytes, deadline: float, *, final_s: float, clock: Clock
+    ) -> asyncio.Future[list[ServerReply]]:
+        """An exchange, and when its replies say go ahead (ReplyReader.is_go_ahead), `content` and one more reply.
+
+        When `dot_at` is set, the result is that final reply, if it came within `final_s`. Otherwise it is the replies
+        to the commands, and nothing of the content was or will be written; so also when the caller was cancelled.
+        """
+        self.dot_at = 0.0
+        self._content = content
+        self._final_s = final_s
+        self._clock = clock
+        return self.exchange(commands, replies, deadline)
+
+    def end_content(self, last: bytes, *, final_s: float, clock: Clock) -> asyncio.Future[list[ServerReply]]:
+        """Write the rest of the content with its dot, and wait for the final reply; sets `dot_at`."""
+        self.dot_at = clock.monotonic()
+        return self.exchange(last, 1, self.loop.time() + final_s)
+
     def adopt(self) -> asyncio.Future[list[ServerReply]]:
         """The exchange whose waiting caller was cancelled, for somebody else to wait for; its deadline stands."""
-        future: asyncio.Future[list[ServerReply]] = self._loop.create_future()
+        future: asyncio.Future[list[ServerReply]] = self.loop.create_future()
         if self._result is not None:
             future.set_result(self._result)
         else:
@@ -100,7 +133,7 @@ class Connection(asyncio.Protocol):
             if self.trouble:
                 break
             self._transport.write(block)
-            now = self._loop.time()
+            now = self.loop.time()
             if now >= last_deadline:
                 self._break("timeout")
             elif self._is_paused:
@@ -112,7 +145,7 @@ class Connection(asyncio.Protocol):
 
     async def _drain(self, deadline: float) -> None:
         if not self.trouble:
-            self._drained = self._loop.create_future()
+            self._drained = self.loop.create_future()
             self._arm(deadline)
             await self._drained
 
@@ -121,7 +154,9 @@ class Connection(asyncio.Protocol):
     def rest(self, deadline: float) -> None:
         """Nobody uses it from here; `on_idle_end` is called at `deadline` or when the peer stirs."""
         self._is_idle = True
-        self._arm(deadline)
+        self._deadline = deadline
+        if deadline < self._timer_at:
+            self._arm(deadline)
 
     def wake(self) -> bool:
         """Take it out of its rest. False: it is of no use any more; what the loop has not read yet counts too."""
@@ -152,7 +187,7 @@ class Connection(asyncio.Protocol):
 
     async def start_tls(self, context: ssl.SSLContext, server_name: str, timeout_s: float) -> None:
         """RFC 3207: TLS on this connection. Raises OSError (ssl.SSLError is one) and ValueError."""
-        transport = await self._loop.start_tls(
+        transport = await self.loop.start_tls(
             self._transport,
             self,
             context,
@@ -176,13 +211,24 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.trouble:
             return
+        waiter, content = self._waiter, self._content
+        if content is not None:
+            self._content = None
+            if waiter and not waiter.done() and self._reader.is_go_ahead(data, self._expected):
+                self._expected = 1
+                self.dot_at = self._clock.monotonic()
+                self._transport.write(content)
+                self._deadline = deadline = self.loop.time() + self._final_s
+                if deadline < self._timer_at:
+                    self._arm(deadline)
+                return
         try:
             self._replies += self._reader.feed(data)
         except DownstreamProtocolError as error:
             self._replies += error.replies
             self._break("protocol")
             return
-        waiter, got = self._waiter, len(self._replies)
+        got = len(self._replies)
         if waiter is None:
             # RFC 5321 3.8: 421 is all that may come unasked; in the middle of content a refusal does
             if got or self._is_idle:
@@ -214,6 +260,7 @@ class Connection(asyncio.Protocol):
         # Kept also when the caller was cancelled in the meantime: adopt() may ask for it.
         self._result = self._replies[: self._expected]
         self._replies = []
+        self._content = None
         self._waiter = None
         self._deadline = math.inf
         if not waiter.done():
@@ -238,7 +285,7 @@ class Connection(asyncio.Protocol):
         self._deadline = deadline
         if deadline < self._timer_at:
             self._disarm()
-            self._timer = self._loop.call_at(deadline, self._on_timer)
+            self._timer = self.loop.call_at(deadline, self._on_timer)
             self._timer_at = deadline
 
     def _disarm(self) -> None:
@@ -251,7 +298,7 @@ class Connection(asyncio.Protocol):
         self._disarm()
         if self._deadline == math.inf:
             return
-        if self._loop.time() + _EARLY_S < self._deadline:
+        if self.loop.time() + _EARLY_S < self._deadline:
             self._arm(self._deadline)
         elif self._is_idle:
             self._is_idle = False

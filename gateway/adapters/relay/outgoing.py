@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator
 from gateway.relaying import Content
 from gateway.smtp.client import END_OF_CONTENT, DotStuffer
 
+_END = b"\r\n" + END_OF_CONTENT
 _OPEN_LINE = "content does not end with CRLF"
 
 
 def whole(content: Content) -> bytes:
     """All of it, with the dot that ends it. Raises ValueError for an open line."""
     wire = b"".join((content.prefix, *_blocks(content), END_OF_CONTENT))
-    if not wire.endswith(b"\r\n" + END_OF_CONTENT) and wire != END_OF_CONTENT:
+    if not wire.endswith(_END) and wire != END_OF_CONTENT:
         raise ValueError(_OPEN_LINE)
     return wire
 

@@ -10,12 +10,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import assert_never
 
 from gateway.adapters.relay.connection import Connection
 from gateway.adapters.relay.opening import NoConnectionError, Opener
 from gateway.adapters.relay.settings import RelaySettings
 from gateway.services import Clock, Gauge, Histogram
-from gateway.smtp.client import RSET, ServerReply
+from gateway.smtp.client import RSET, After, ServerReply
 
 # DESIGN.md section 6. MTAs slow down or close after so many errors (Postfix: smtpd_soft_error_limit 10) and so many
 # commands without mail (Postfix: smtpd_junk_command_limit 100; each verification is a RSET).
@@ -125,33 +126,53 @@ class Pool:
         self._metrics.connect_s.observe(self._clock.monotonic() - started)
         self._metrics.in_use.inc()
         self._used.add(connection)
+        connection.pool = self
         self._learn(connection)
         return connection
 
     # --- giving it back --------------------------------------------------------------------------
+
+    def give_back(self, connection: Connection, after: After) -> None:
+        """It comes back in the state that the dialogue left."""
+        match after:
+            case After.REUSE:
+                self.release(connection)
+            case After.RESET:
+                self.reset(connection)
+            case After.CLOSE:
+                self.discard(connection)
+            case _:
+                assert_never(after)
 
     def release(self, connection: Connection) -> None:
         """It is ready for MAIL again; retired when it has been used enough."""
         if connection not in self._used:
             return
         connection.is_reused = True
-        now = asyncio.get_running_loop().time()
-        if not (connection.trouble or self._is_closed or _is_worn(connection, now)):
-            if self._waiters and (waiter := self._next_waiter()) is not None:
-                waiter.set_result(connection)
-                return
-            self._drop(connection)
+        now = connection.loop.time()
+        is_worn = (
+            connection.transactions >= _MAX_TRANSACTIONS
+            or connection.verifications >= _MAX_VERIFICATIONS
+            or connection.refusals >= _MAX_REFUSALS
+            or now - connection.opened_at >= _MAX_AGE_S
+        )
+        is_usable = not (is_worn or connection.trouble or self._is_closed)
+        if is_usable and self._waiters and (waiter := self._next_waiter()) is not None:
+            waiter.set_result(connection)
+            return
+        self._used.discard(connection)
+        self._metrics.in_use.dec()
+        if not is_usable:
+            connection.quit()
+            self._free_slot()
+        else:
             self._idle.append(connection)
             self._metrics.idle.inc()
             connection.rest(now + self._idle_timeout_s)
-            return
-        self._drop(connection)
-        connection.quit()
-        self._free_slot()
 
     def reset(self, connection: Connection) -> None:
         """A transaction may be open on it: RSET, and the release is when that is answered; nobody waits for it."""
-        deadline = asyncio.get_running_loop().time() + self._reply_timeout_s
+        deadline = connection.loop.time() + self._reply_timeout_s
 
         def answered(future: asyncio.Future[list[ServerReply]]) -> None:
             if not future.cancelled() and future.result() and future.result()[0].is_ok:
@@ -164,7 +185,8 @@ class Pool:
     def discard(self, connection: Connection) -> None:
         """It is of no use any more: closed at once, and without a dot if content was under way."""
         if connection in self._used:
-            self._drop(connection)
+            self._used.discard(connection)
+            self._metrics.in_use.dec()
             connection.abort()
             self._free_slot()
 
@@ -185,10 +207,6 @@ class Pool:
             self.discard(connection)
 
     # --- inside ----------------------------------------------------------------------------------
-
-    def _drop(self, connection: Connection) -> None:
-        self._used.discard(connection)
-        self._metrics.in_use.dec()
 
     def _idle_ended(self, connection: Connection) -> None:
         self._idle.remove(connection)
@@ -215,12 +233,3 @@ class Pool:
             if not waiter.done():
                 return waiter
         return None
-
-
-def _is_worn(connection: Connection, now: float) -> bool:
-    return (
-        connection.transactions >= _MAX_TRANSACTIONS
-        or connection.verifications >= _MAX_VERIFICATIONS
-        or connection.refusals >= _MAX_REFUSALS
-        or now - connection.opened_at >= _MAX_AGE_S
-    )

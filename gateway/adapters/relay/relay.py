@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import cached_property
+from typing import NoReturn
 
 from gateway.adapters.relay.cache import RecipientCache
 from gateway.adapters.relay.connection import Connection
 from gateway.adapters.relay.opening import NoConnectionError
 from gateway.adapters.relay.outgoing import pieces, whole
-from gateway.adapters.relay.route import Host, Lease, Route, RouteTable
+from gateway.adapters.relay.route import Host, Route, RouteTable
 from gateway.adapters.relay.settings import RelaySettings
 from gateway.relaying import Content, Delivery, Offer
 from gateway.services import Clock, Log, Metrics
@@ -25,8 +27,10 @@ from gateway.smtp.client import (
     Transfer,
     Verification,
     Verified,
+    final_outcome,
     mail_command,
     rcpt_command,
+    transaction_commands,
 )
 from gateway.smtp.reply import (
     DOWNSTREAM_TROUBLE,
@@ -65,6 +69,11 @@ class SmtpRelay:
         # final replies that nobody waits for any more
         self._orphans: set[asyncio.Future[list[ServerReply]]] = set()
 
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """The one loop that it serves, asked for once: to find it takes a system call each time."""
+        return asyncio.get_running_loop()
+
     # --- life ------------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -99,11 +108,10 @@ class SmtpRelay:
                     group.create_task(self._probe_until_answered(route, host))
 
     async def _probe_until_answered(self, route: Route, host: Host) -> None:
-        loop = asyncio.get_running_loop()
         pause_s = self._settings.probe_min_s
         while host.capabilities is None:
             try:
-                connection = await host.pool.acquire(loop.time() + self._settings.verify_timeout_s)
+                connection = await host.pool.acquire(self._loop.time() + self._settings.verify_timeout_s)
             except NoConnectionError as trouble:
                 self._failed(route, "probe", trouble.error, detail=str(trouble))
                 await asyncio.sleep(pause_s)
@@ -117,7 +125,8 @@ class SmtpRelay:
         return self._table.offer
 
     def route(self, mailbox: Mailbox) -> str | None:
-        return self._table.find(mailbox)
+        route = self._table.of_domain[mailbox.domain]
+        return None if route is None else route.name
 
     def refusal(self, route: str, envelope: Envelope) -> Reply | None:
         offer = self._table.routes[route].offer
@@ -136,22 +145,28 @@ class SmtpRelay:
     ) -> Sequence[Reply]:
         if not rcpts:
             return ()
-        route = self._table.of(rcpts[0])
+        route = self._table.of_domain[rcpts[0].mailbox.domain] or _no_route(rcpts[0])
         if not route.verify_recipients:
             return (RECIPIENT_OK,) * len(rcpts)
-        replies = [self._cache.get(route.name, str(rcpt.mailbox)) for rcpt in rcpts]
-        missing = [rcpt for rcpt, reply in zip(rcpts, replies, strict=True) if reply is None]
+        replies: list[Reply] = []
+        missing: list[int] = []
+        for rcpt in rcpts:
+            reply = self._cache.get(route.name, _key(rcpt.mailbox))
+            if reply is None:
+                missing.append(len(replies))
+            replies.append(reply or DOWNSTREAM_TROUBLE)
         if missing:
             # From here on it may suspend.
-            asked = iter(await self._ask(route, session, envelope, missing))
-            return [reply or next(asked) for reply in replies]
-        return [reply for reply in replies if reply is not None]
+            asked = await self._ask(route, session, envelope, [rcpts[position] for position in missing])
+            for position, answer in zip(missing, asked, strict=True):
+                replies[position] = answer
+        return replies
 
     async def _ask(
         self, route: Route, session: Session, envelope: Envelope, rcpts: Sequence[Recipient]
     ) -> Sequence[Reply]:
         started = self._clock.monotonic()
-        deadline = asyncio.get_running_loop().time() + self._settings.verify_timeout_s
+        deadline = self._loop.time() + self._settings.verify_timeout_s
         replies: list[Reply] = []
         try:
             for begin in range(0, len(rcpts), _VERIFY_BATCH):
@@ -162,7 +177,7 @@ class SmtpRelay:
                     self._failed(route, "verify", verified.error, session=session.id)
                 if not verified.is_mail_refused:
                     for rcpt, reply in zip(batch, verified.replies, strict=True):
-                        self._cache.put(route.name, str(rcpt.mailbox), reply)
+                        self._cache.put(route.name, _key(rcpt.mailbox), reply)
         except NoConnectionError as trouble:
             self._failed(route, "verify", trouble.error, detail=str(trouble), session=session.id)
         except ValueError as exc:
@@ -174,24 +189,22 @@ class SmtpRelay:
     async def _verify_batch(
         self, route: Route, envelope: Envelope, rcpts: Sequence[Recipient], deadline: float
     ) -> Verified:
-        lease = route.idle() or await route.lease(deadline)
-        is_reused = lease.connection.is_reused
-        verified = await self._verify_on(lease, envelope, rcpts, deadline)
+        connection = route.take() or await route.acquire(deadline)
+        is_reused = connection.is_reused
+        verified = await self._verify_on(connection, envelope, rcpts, deadline)
         if verified.is_used_up and is_reused:
-            verified = await self._verify_on(
-                await route.lease(deadline, fresh=True), envelope, rcpts, deadline
-            )
+            connection = await route.acquire(deadline, fresh=True)
+            verified = await self._verify_on(connection, envelope, rcpts, deadline)
         return verified
 
     async def _verify_on(
-        self, lease: Lease, envelope: Envelope, rcpts: Sequence[Recipient], deadline: float
+        self, connection: Connection, envelope: Envelope, rcpts: Sequence[Recipient], deadline: float
     ) -> Verified:
         """One dialogue on one connection, which is given back whatever happens."""
-        connection = lease.connection
         offered = connection.capabilities
         if envelope.smtputf8 and not offered.smtputf8:
             # Its EHLO has just said so: the route is known not to take it.
-            lease.give_back(After.REUSE)
+            connection.pool.release(connection)
             return Verified.all(ROUTE_NO_SMTPUTF8, len(rcpts))
         try:
             dialogue = Verification(
@@ -207,25 +220,26 @@ class SmtpRelay:
                 else:
                     step = dialogue.interrupted(replies, connection.trouble)
         except BaseException:
-            lease.give_back(After.CLOSE)
+            connection.pool.discard(connection)
             raise
         connection.verifications += 1
         connection.refusals += step.refusals
-        lease.give_back(step.after)
+        connection.pool.give_back(connection, step.after)
         return step
 
     # --- deliver ---------------------------------------------------------------------------------
 
     async def deliver(self, tx: Transaction, content: Content) -> Delivery:
-        route = self._table.of(tx.envelope.rcpts[0])
-        deadline = asyncio.get_running_loop().time() + self._settings.deliver_timeout_s
+        first = tx.envelope.rcpts[0]
+        route = self._table.of_domain[first.mailbox.domain] or _no_route(first)
+        deadline = self._loop.time() + self._settings.deliver_timeout_s
         try:
-            lease = route.idle() or await route.lease(deadline)
-            is_reused = lease.connection.is_reused
-            outcome = await self._transfer_on(lease, tx, content, deadline)
+            connection = route.take() or await route.acquire(deadline)
+            is_reused = connection.is_reused
+            outcome = await self._transfer_on(route, connection, tx, content, deadline)
             if outcome.is_used_up and is_reused:
-                lease = await route.lease(deadline, fresh=True)
-                outcome = await self._transfer_on(lease, tx, content, deadline)
+                connection = await route.acquire(deadline, fresh=True)
+                outcome = await self._transfer_on(route, connection, tx, content, deadline)
         except NoConnectionError as trouble:
             self._failed(
                 route, "deliver", trouble.error, detail=str(trouble), tx=tx.id, session=tx.session.id
@@ -239,56 +253,94 @@ class SmtpRelay:
             self._note(route, tx, outcome)
         return Delivery(outcome.reply, outcome.stored, outcome.error)
 
-    async def _transfer_on(self, lease: Lease, tx: Transaction, content: Content, deadline: float) -> Outcome:
+    async def _transfer_on(
+        self, route: Route, connection: Connection, tx: Transaction, content: Content, deadline: float
+    ) -> Outcome:
         """One attempt on one connection, which is given back whatever happens."""
-        started = self._clock.monotonic()
-        connection = lease.connection
-        offered = connection.capabilities
-        if tx.envelope.smtputf8 and not offered.smtputf8:
+        clock, final_s = self._clock, self._settings.final_timeout_s
+        started = clock.monotonic()
+        envelope, offered = tx.envelope, connection.capabilities
+        if envelope.smtputf8 and not offered.smtputf8:
             # It was offered at RCPT. Now it is known to be gone, and the client's next attempt will be refused there.
-            lease.give_back(After.REUSE)
+            connection.pool.release(connection)
             return Outcome(DOWNSTREAM_TROUBLE, error="smtputf8")
+        connection.dot_at = 0.0
+        replies: list[ServerReply] | None = None
         try:
-            transfer = Transfer(
-                mail_command(tx.envelope, offered, content.size_bytes),
-                [rcpt_command(rcpt, offered) for rcpt in tx.envelope.rcpts],
-                pipelining=offered.pipelining,
-            )
-            step: Send | StartContent | Outcome = transfer.begin()
-            while isinstance(step, Send):
-                replies = await connection.exchange(step.data, step.replies, self._reply_deadline(deadline))
-                if len(replies) == step.replies:
-                    step = transfer.advance(replies)
-                else:
-                    step = transfer.interrupted(replies, connection.trouble)
-            last, early = END_OF_CONTENT, list[ServerReply]()
-            if step is StartContent.NOW:
-                if content.size_bytes <= _ONE_WRITE_BYTES:
-                    last = whole(content)
-                else:
-                    early = await self._stream(connection, content, deadline)
-                if connection.trouble:
-                    step = transfer.interrupted(early, connection.trouble)
+            size_bytes = content.size_bytes
+            if offered.pipelining and size_bytes <= _ONE_WRITE_BYTES:
+                replies = await connection.transact(
+                    transaction_commands(envelope, offered, size_bytes),
+                    len(envelope.rcpts) + 2,
+                    whole(content),
+                    self._reply_deadline(deadline),
+                    final_s=final_s,
+                    clock=clock,
+                )
+            if not connection.dot_at or replies is None:
+                step = await self._up_to_the_dot(connection, envelope, content, replies, deadline)
+                if isinstance(step, Outcome):
+                    connection.pool.give_back(connection, step.after)
+                    return step
+                # From here to the write nothing waits, and behind it nothing is taken back.
+                replies = await connection.end_content(step, final_s=final_s, clock=clock)
         except BaseException:
-            # No dot was written, so nothing was delivered, and nothing will be.
-            lease.give_back(After.CLOSE)
+            if connection.dot_at:
+                self._adopt(route, connection, tx, started)
+            else:
+                # No dot was written, so nothing was delivered, and nothing will be.
+                connection.pool.discard(connection)
             raise
+        route.metrics.final_s.observe(clock.monotonic() - connection.dot_at)
+        return self._ended(route, connection, replies, started)
+
+    async def _up_to_the_dot(
+        self,
+        connection: Connection,
+        envelope: Envelope,
+        content: Content,
+        early: list[ServerReply] | None,
+        deadline: float,
+    ) -> Outcome | bytes:
+        """Any dialogue up to the last write of the content, whose bytes with the dot are returned.
+
+        `early` are the replies to the pipelined commands where these were sent already.
+        """
+        offered, size_bytes = connection.capabilities, content.size_bytes
+        transfer = Transfer(
+            mail_command(envelope, offered, size_bytes),
+            [rcpt_command(rcpt, offered) for rcpt in envelope.rcpts],
+            pipelining=offered.pipelining,
+        )
+        step: Send | StartContent | Outcome = transfer.begin()
+        while isinstance(step, Send):
+            if early is None:
+                early = await connection.exchange(step.data, step.replies, self._reply_deadline(deadline))
+            if len(early) == step.replies:
+                step = transfer.advance(early)
+            else:
+                step = transfer.interrupted(early, connection.trouble)
+            early = None
         if isinstance(step, Outcome):
-            lease.give_back(step.after)
             return step
-        # From here to the write nothing waits, and behind it nothing is taken back.
-        dot_at = self._clock.monotonic()
-        lease.route.metrics.deliver_s.observe(dot_at - started)
+        last, unasked = END_OF_CONTENT, list[ServerReply]()
+        if size_bytes <= _ONE_WRITE_BYTES:
+            last = whole(content)
+        else:
+            unasked = await self._stream(connection, content, deadline)
+        return transfer.interrupted(unasked, connection.trouble) if connection.trouble else last
+
+    def _ended(
+        self, route: Route, connection: Connection, replies: list[ServerReply], started: float
+    ) -> Outcome:
+        """The outcome of what followed the dot; the connection is given back."""
+        route.metrics.deliver_s.observe(connection.dot_at - started)
         connection.transactions += 1
-        transfer.dot_sent()
-        final_deadline = asyncio.get_running_loop().time() + self._settings.final_timeout_s
-        try:
-            replies = await connection.exchange(last, 1, final_deadline)
-        except asyncio.CancelledError:
-            self._adopt(lease, transfer, tx)
-            raise
-        outcome = _final(lease, transfer, replies)
-        lease.route.metrics.final_s.observe(self._clock.monotonic() - dot_at)
+        outcome = final_outcome(replies)
+        if outcome.after is After.REUSE:
+            connection.pool.release(connection)
+        else:
+            connection.pool.discard(connection)
         return outcome
 
     async def _stream(self, connection: Connection, content: Content, deadline: float) -> list[ServerReply]:
@@ -303,23 +355,23 @@ class SmtpRelay:
 
     # --- a delivery whose client is gone -----------------------------------------------------------
 
-    def _adopt(self, lease: Lease, transfer: Transfer, tx: Transaction) -> None:
+    def _adopt(self, route: Route, connection: Connection, tx: Transaction, started: float) -> None:
         """Wait for the final reply in the caller's place.
 
         The downstream may be storing the message; cutting the connection meanwhile helps nobody (RFC 5321 4.1.1.10).
         """
-        future = lease.connection.adopt()
+        future = connection.adopt()
         self._orphans.add(future)
 
         def ended(future: asyncio.Future[list[ServerReply]]) -> None:
             self._orphans.discard(future)
-            outcome = _final(lease, transfer, future.result())
-            self._note(lease.route, tx, outcome)
+            outcome = self._ended(route, connection, future.result(), started)
+            self._note(route, tx, outcome)
             if outcome.stored:
-                lease.route.metrics.errors["orphan"].inc()
+                route.metrics.errors["orphan"].inc()
             self._log.info(
                 "relay.orphaned",
-                route=lease.route.name,
+                route=route.name,
                 session=tx.session.id,
                 tx=tx.id,
                 code=outcome.reply.code,
@@ -334,7 +386,7 @@ class SmtpRelay:
         """What an outcome teaches: the cache forgets who was refused; trouble is counted and logged, refusals not."""
         for refused in outcome.refused:
             # Late refusals (DESIGN.md section 6, the Store for 24 h) will be remembered here as well.
-            self._cache.forget(route.name, str(tx.envelope.rcpts[refused.position].mailbox))
+            self._cache.forget(route.name, _key(tx.envelope.rcpts[refused.position].mailbox))
         if outcome.error and outcome.error != "refused":
             self._failed(route, "deliver", outcome.error, tx=tx.id, session=tx.session.id)
 
@@ -343,13 +395,13 @@ class SmtpRelay:
         self._log.warning("relay.failed", route=route.name, step=step, error=error, **keys)
 
     def _reply_deadline(self, deadline: float) -> float:
-        reply_deadline = asyncio.get_running_loop().time() + self._settings.reply_timeout_s
-        return min(deadline, reply_deadline)
+        return min(deadline, self._loop.time() + self._settings.reply_timeout_s)
 
 
-def _final(lease: Lease, transfer: Transfer, replies: list[ServerReply]) -> Outcome:
-    """The outcome of what followed the dot; the connection is given back."""
-    step = transfer.advance(replies) if replies else transfer.interrupted(replies, lease.connection.trouble)
-    assert isinstance(step, Outcome)
-    lease.give_back(step.after)
-    return step
+def _no_route(rcpt: Recipient) -> NoReturn:
+    raise LookupError(f"no route takes {rcpt.mailbox}")
+
+
+def _key(mailbox: Mailbox) -> Hashable:
+    """What the cache knows a mailbox by; its own hash and str are calls that take longer."""
+    return mailbox.local, mailbox.domain

@@ -1,12 +1,11 @@
 """Routes and their hosts: which recipients go where, what is known of each downstream, what is counted.
 
-A route has one host for now; `Route.lease` is where failover and health will choose among several.
+A route has one host for now; `Route.take` and `Route.acquire` are where failover and health will choose among several.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, assert_never
 
 from gateway.adapters.relay.connection import Connection
 from gateway.adapters.relay.opening import Opener
@@ -19,9 +18,8 @@ from gateway.adapters.relay.settings import (
 )
 from gateway.relaying import Offer
 from gateway.services import Clock, Counter, Metrics
-from gateway.session import Recipient
-from gateway.smtp.address import Domain, Mailbox
-from gateway.smtp.client import After, Capabilities
+from gateway.smtp.address import AddressLiteral, Domain
+from gateway.smtp.client import Capabilities
 
 # Tokens of gateway.relaying.Delivery that are trouble, and the delivery whose client was gone.
 _ERRORS = (
@@ -39,6 +37,9 @@ _ERRORS = (
     "internal",
     "orphan",
 )
+
+# Domains whose route is remembered; most mail is for few of them.
+_MAX_KNOWN = 4096
 
 
 class RouteMetrics:
@@ -91,26 +92,6 @@ class Host:
             self._changed()
 
 
-class Lease(NamedTuple):
-    """A connection while one operation uses it."""
-
-    route: Route
-    pool: Pool
-    connection: Connection
-
-    def give_back(self, after: After) -> None:
-        """Back to the pool, in the state that the dialogue left."""
-        match after:
-            case After.REUSE:
-                self.pool.release(self.connection)
-            case After.RESET:
-                self.pool.reset(self.connection)
-            case After.CLOSE:
-                self.pool.discard(self.connection)
-            case _:
-                assert_never(after)
-
-
 class Route:
     """Recipients that go the same way. `offer` is None until every host has answered once."""
 
@@ -130,17 +111,12 @@ class Route:
         self.hosts = tuple(
             Host(host, settings, clock, metrics.pool, self._host_changed) for host in route.hosts
         )
+        # an idle connection to one of its hosts, without waiting
+        self.take = self.hosts[0].pool.take
 
-    def idle(self) -> Lease | None:
-        """An idle connection to one of its hosts, without waiting."""
-        pool = self.hosts[0].pool
-        connection = pool.take()
-        return None if connection is None else Lease(self, pool, connection)
-
-    async def lease(self, deadline: float, *, fresh: bool = False) -> Lease:
+    async def acquire(self, deadline: float, *, fresh: bool = False) -> Connection:
         """A connection to one of its hosts, see Pool.acquire; here failover will choose. Raises NoConnectionError."""
-        pool = self.hosts[0].pool
-        return Lease(self, pool, await pool.acquire(deadline, fresh=fresh))
+        return await self.hosts[0].pool.acquire(deadline, fresh=fresh)
 
     def _host_changed(self) -> None:
         known = [host.capabilities for host in self.hosts if host.capabilities is not None]
@@ -153,6 +129,19 @@ class Route:
                 size=min((each.size for each in known if each.size), default=0),
             )
         self._changed()
+
+
+class _Found(dict["Domain | AddressLiteral | None", "Route | None"]):
+    """The route by a mailbox's domain, None when no route takes it; what was found is remembered."""
+
+    def __init__(self, find: Callable[[Domain | AddressLiteral | None], Route | None]) -> None:
+        self._find = find
+
+    def __missing__(self, domain: Domain | AddressLiteral | None) -> Route | None:
+        if len(self) >= _MAX_KNOWN:
+            self.clear()
+        route = self[domain] = self._find(domain)
+        return route
 
 
 class RouteTable:
@@ -173,31 +162,26 @@ class RouteTable:
         if not self.routes:
             raise RelaySettingsError("there is no route")
         self._default = self._by_domain.get("*")
-        self._has_parents = any(domain.startswith(".") for domain in self._by_domain)
-        self._has_parents = any(domain.startswith(".") for domain in self._by_domain)
+        self.of_domain = _Found(self._find)
 
-    def find(self, mailbox: Mailbox) -> str | None:
+    def _find(self, domain: Domain | AddressLiteral | None) -> Route | None:
         """The route of the domain itself, or of its closest parent written as ".parent", or of "*"."""
-        domain = mailbox.domain
+        name = self._name(domain)
+        return None if name is None else self.routes[name]
+
+    def _name(self, domain: Domain | AddressLiteral | None) -> str | None:
         if domain is None:
             # RFC 5321 4.5.1: every server takes mail for <postmaster>
             return self._default or next(iter(self.routes))
         if not isinstance(domain, Domain):
             return self._default
-        route = self._by_domain.get(domain)
-        if route is None and self._has_parents:
-            # "a.b.c" -> ".b.c" -> ".c"
-            _, dot, parent = domain.partition(".")
-            while dot and (route := self._by_domain.get(dot + parent)) is None:
-                _, dot, parent = parent.partition(".")
-        return route or self._default
-
-    def of(self, rcpt: Recipient) -> Route:
-        """The route of a recipient that has one."""
-        name = self.find(rcpt.mailbox)
-        if name is None:
-            raise LookupError(f"no route takes {rcpt.mailbox}")
-        return self.routes[name]
+        name = self._by_domain.get(domain)
+        # "a.b.c" -> ".b.c" -> ".c"
+        _, dot, parent = domain.partition(".")
+        while dot and name is None:
+            name = self._by_domain.get(dot + parent)
+            _, dot, parent = parent.partition(".")
+        return name or self._default
 
     def hosts(self) -> Iterator[Host]:
         """Every host of every route."""
