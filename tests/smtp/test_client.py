@@ -31,6 +31,7 @@ from gateway.smtp.client import (
     helo_command,
     mail_command,
     rcpt_command,
+    transaction_commands,
 )
 from gateway.smtp.content import unstuff
 from gateway.smtp.reply import DOWNSTREAM_TROUBLE, FINAL_REPLY_LOST, PARTIAL_REFUSAL, Reply
@@ -138,6 +139,59 @@ def test_any_bytes_are_replies_or_the_typed_error(chunks: list[bytes]) -> None:
                 assert all(b"\n" not in line for line in reply.lines)
     except DownstreamProtocolError:
         pass
+
+
+# What a downstream may put together in one read, the usual lines much more often than the odd ones
+READ = st.lists(
+    st.sampled_from(
+        [b"250 ok\r\n"] * 6
+        + [b"354 go\r\n"] * 4
+        + [b"251 x\n", b"250-a\r\n", b"354\r\n", b"250\r\n", b"550 no\r\n", b"2", b"250 a\rb\r\n", b"\r\n"]
+        + [b"250 " + b"x" * 5000 + b"\r\n"]
+    ),
+    max_size=5,
+).map(b"".join)
+
+
+@given(st.sampled_from([b"", b"", b"2", b"250-a\r\n"]), READ, st.integers(1, 5))
+@example(b"", b"250 a\r\n250 b\r\n354 c\r\n", 3)
+@example(b"250-a\r\n", b"250 a\r\n250 b\r\n354 c\r\n", 3)
+def test_a_go_ahead_is_what_the_whole_dialogue_takes_for_one(
+    before: bytes, data: bytes, replies: int
+) -> None:
+    reader = ReplyReader()
+    reader.feed(before)
+
+    if reader.is_go_ahead(data, replies):
+        assert not before
+        said_at_once = ReplyReader().feed(data)
+        assert len(said_at_once) == replies
+        transfer = Transfer(b"MAIL\r\n", [b"RCPT\r\n"] * (replies - 2), pipelining=True)
+        transfer.begin()
+        assert transfer.advance(said_at_once) is StartContent.NOW
+
+
+def test_the_usual_replies_are_a_go_ahead() -> None:
+    assert ReplyReader().is_go_ahead(b"250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n354 go ahead\r\n", 3)
+    assert not ReplyReader().is_go_ahead(b"250 2.1.0 Ok\r\n550 5.1.1 No\r\n354 go ahead\r\n", 3)
+    assert not ReplyReader().is_go_ahead(b"250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n250 go ahead\r\n", 3)
+
+
+@given(st.lists(st.sampled_from(["a", "b.c", '"d e"']), min_size=1, max_size=3), st.booleans(), st.booleans())
+def test_the_commands_of_a_group_are_those_of_the_dialogue(
+    locals_: list[str], eight_bit: bool, dsn: bool
+) -> None:
+    rcpts = tuple(
+        Recipient(Mailbox(local, Domain("example.org")), "NEVER" if dsn else "") for local in locals_
+    )
+    envelope = Envelope(None, rcpts, BodyType.EIGHT_BIT if eight_bit else BodyType.SEVEN_BIT)
+    offered = Capabilities(pipelining=True, eightbitmime=True, dsn=dsn, size=0)
+    first = Transfer(
+        mail_command(envelope, offered, 7), [rcpt_command(rcpt, offered) for rcpt in rcpts], pipelining=True
+    ).begin()
+
+    assert isinstance(first, Send)
+    assert transaction_commands(envelope, offered, 7) == first.data
 
 
 def test_lines_of_a_reply_become_one_line_with_one_enhanced_code() -> None:
