@@ -79,7 +79,10 @@ class Phase(IntEnum):
 
 
 class Handler(Protocol):
-    """Who decides about a session, and owns its socket."""
+    """Who decides about a session, and owns its socket.
+
+    `content`, `reset` and `closing` are told and ask nothing: they must not answer, nor close the session.
+    """
 
     def greeted(self, domain: str, *, esmtp: bool) -> None:
         """EHLO or HELO. Answer with `greet`, or with `answer` to refuse."""
