@@ -20,7 +20,7 @@ from gateway.mail.message import HeaderError, HeaderReader, Message, apply_edits
 from gateway.mail.trace import received
 from gateway.pipeline import PROCEED
 from gateway.policy import Outcome
-from gateway.session import Envelope, Recipient, Session, TlsInfo, Transaction, Trust
+from gateway.session import Envelope, Recipient, Session, TlsInfo, Transaction, Trust, unmapped
 from gateway.smtp import reply
 from gateway.smtp.command import Extension
 from gateway.smtp.content import Fault
@@ -123,8 +123,7 @@ class Gatekeeper:
 
     def open(self, client: IPv4Address | IPv6Address, port: int, tls: TlsInfo | None = None) -> Conversation:
         """A new session of this client."""
-        if isinstance(client, IPv6Address) and client.ipv4_mapped is not None:
-            client = client.ipv4_mapped
+        client = unmapped(client)
         trusted = any(client in network for network in self.settings.trusted_networks)
         trust = Trust.TRUSTED if trusted else Trust.UNTRUSTED
         return Conversation(self, Session(self.new_id(), client, port, tls=tls, trust=trust))

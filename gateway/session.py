@@ -20,10 +20,13 @@ T = TypeVar("T")
 
 def client_address(text: str) -> IPv4Address | IPv6Address:
     """A client's address from its text form: without a zone, and IPv4 where it is IPv4-mapped. Raises ValueError."""
-    address = ip_address(text.partition("%")[0])
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
+    return unmapped(ip_address(text.partition("%")[0]))
+
+
+def unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """The IPv4 address of one that is IPv4-mapped (RFC 4291 2.5.5.2), any other as it is."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
 
 
 class Trust(StrEnum):

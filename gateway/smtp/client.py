@@ -8,8 +8,7 @@ Pure: bytes and replies in, bytes and an outcome out; no sockets, no clock. adap
     while isinstance(step, Send):                       # write step.data, wait for step.replies replies
         step = transfer.advance(replies)                # or transfer.interrupted(replies, error)
     if isinstance(step, StartContent):                  # 354 for everybody: write content and dot
-        transfer.dot_sent()
-        step = transfer.advance([final])                # or final_outcome([final])
+        step = final_outcome(replies)                   # or transfer.interrupted(...) where the dot was not written
     # step is an Outcome
 
 Nearly always it is the same: transaction_commands in one write, bytes of which ReplyReader.is_go_ahead is true, content
@@ -383,12 +382,12 @@ def final_outcome(replies: Sequence[ServerReply]) -> Outcome:
 
 
 class Transfer:
-    """MAIL, RCPTs (one at least), DATA, content, dot: one transaction. See the module's docstring for the calls.
+    """MAIL, RCPTs (one at least), DATA, and content up to the dot. See the module's docstring for the calls.
 
     With PIPELINING the commands go out as one group that DATA ends (RFC 2920 3.1), otherwise one by one.
     """
 
-    __slots__ = ("_commands", "_is_dot_sent", "_is_in_content", "_pipelining", "_rcpts", "_replies")
+    __slots__ = ("_commands", "_is_in_content", "_pipelining", "_rcpts", "_replies")
 
     def __init__(self, mail: bytes, rcpts: Sequence[bytes], *, pipelining: bool) -> None:
         self._commands = (mail, *rcpts, DATA)
@@ -396,7 +395,6 @@ class Transfer:
         self._pipelining = pipelining
         self._replies: list[ServerReply] = []
         self._is_in_content = False
-        self._is_dot_sent = False
 
     def begin(self) -> Send:
         """The first command or the whole group."""
@@ -406,9 +404,6 @@ class Transfer:
 
     def advance(self, replies: Sequence[ServerReply]) -> Send | StartContent | Outcome:
         """Go on with all the replies that were waited for."""
-        if self._is_in_content:
-            # what was not sent cannot be stored, whatever the downstream says
-            return final_outcome(() if replies[0].is_ok and not self._is_dot_sent else replies)
         self._replies += replies
         known = self._replies
         if len(known) < len(self._commands):
@@ -419,15 +414,10 @@ class Transfer:
             return StartContent.NOW
         return self._refusal() or self._trouble("protocol")
 
-    def dot_sent(self) -> None:
-        """From now on the downstream may have stored the message: the dot has been handed to the transport."""
-        self._is_dot_sent = True
-
     def interrupted(self, replies: Sequence[ServerReply], error: str) -> Outcome:
         """The connection failed after these replies to what was sent last: "closed", "timeout" or "protocol"."""
-        if self._is_dot_sent:
-            return final_outcome(())
         if self._is_in_content:
+            # What was not sent cannot be stored, whatever the downstream says.
             # A downstream that refuses in the middle of the content and closes has answered DATA.
             if replies and replies[0].is_refusal:
                 return Outcome(replies[0].for_client(), error="refused")
