@@ -89,6 +89,8 @@ class Decided:
     policy: str = ""
 
 
+# A member that is asked of its class costs ten times what a name of the module does.
+_CONTINUE, _DEFER = Action.CONTINUE, Action.DEFER
 _PLAIN = proceed()
 PROCEED = Decided(_PLAIN)
 
@@ -110,7 +112,9 @@ class Pipeline:
             stage: [_Hook(s, stage, decisions, failures) for s in self.steps if stage in s.policy.stages()]
             for stage in Stage
         }
-        self._ranks = {stage: _ranks(hooks[stage], order) for stage in Stage}
+        ranks = {stage: _ranks(hooks[stage], order) for stage in Stage}
+        self._connect, self._ehlo = ranks[Stage.CONNECT], ranks[Stage.EHLO]
+        self._mail, self._eom = ranks[Stage.MAIL], ranks[Stage.EOM]
         behind = _behind_recipient(self.steps, order)
         rcpt = hooks[Stage.RCPT]
         guard = tuple(h for h in rcpt if h.planned.name == GUARD)
@@ -118,6 +122,13 @@ class Pipeline:
         self._rcpt_before = ((guard,) if guard else ()) + _ranks(others, order)
         self._rcpt_after = _ranks([h for h in rcpt if h.planned.name in behind], order)
         self._outcome = tuple(s for s in self.steps if type(s.policy).on_outcome is not Policy.on_outcome)
+        # where nothing is planned there is nothing to await
+        self.plans_connect = bool(self._connect)
+        self.plans_ehlo = bool(self._ehlo)
+        self.plans_mail = bool(self._mail)
+        self.plans_after_recipient = bool(self._rcpt_after)
+        self.plans_eom = bool(self._eom)
+        self.plans_outcome = bool(self._outcome)
 
     async def start(self) -> None:
         """Start every policy in order. Raises what a policy raises; those that were started are stopped again."""
@@ -139,26 +150,17 @@ class Pipeline:
             except Exception as exc:  # noqa: BLE001  # a stranger's code; the others are stopped all the same
                 self._services.log.error("policy.stop_failed", policy=planned.name, error=repr(exc))
 
-    def plans(self, stage: Stage) -> bool:
-        """Whether any policy runs at this stage; where none does there is nothing to await."""
-        return bool(self._ranks[stage])
-
-    @property
-    def plans_after_recipient(self) -> bool:
-        """Whether any policy runs behind the downstream's own answer at RCPT."""
-        return bool(self._rcpt_after)
-
     async def connect(self, session: Session) -> Decided:
         """The CONNECT stage."""
-        return await self._run(self._ranks[Stage.CONNECT], session)
+        return await self._run(self._connect, session)
 
     async def ehlo(self, session: Session) -> Decided:
         """The EHLO stage."""
-        return await self._run(self._ranks[Stage.EHLO], session)
+        return await self._run(self._ehlo, session)
 
     async def mail(self, tx: Transaction) -> Decided:
         """The MAIL stage."""
-        return await self._run(self._ranks[Stage.MAIL], tx)
+        return await self._run(self._mail, tx)
 
     async def rcpt_before(self, tx: Transaction, rcpt: Recipient) -> Decided:
         """The RCPT stage up to the downstream's own answer: the relay guard alone, then the others."""
@@ -170,7 +172,7 @@ class Pipeline:
 
     async def eom(self, tx: Transaction) -> Decided:
         """The EOM stage."""
-        return await self._run(self._ranks[Stage.EOM], tx)
+        return await self._run(self._eom, tx)
 
     async def outcome(self, tx: Transaction, outcome: Outcome) -> None:
         """Tell those who want to know how it ended; their failures are logged and nothing else."""
@@ -186,16 +188,11 @@ class Pipeline:
                     "policy.failed", policy=planned.name, stage="outcome", error=repr(exc)
                 )
 
-    @property
-    def has_outcome(self) -> bool:
-        """Whether any policy wants to know outcomes."""
-        return bool(self._outcome)
-
     async def _run(self, ranks: tuple[_Rank, ...], *args: Any) -> Decided:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         verdicts: list[Verdict] = []
-        strictest, decided_by = Action.CONTINUE, ""
+        strictest, decided_by = _CONTINUE, ""
         for rank in ranks:
             here: list[tuple[_Hook, Verdict]] = []
             waiting: dict[asyncio.Task[Verdict], _Hook] = {}
@@ -222,7 +219,7 @@ class Pipeline:
                 if verdict.action > strictest:
                     strictest, decided_by = verdict.action, hook.planned.name
                 verdicts.append(verdict)
-            if strictest >= Action.DEFER:
+            if strictest >= _DEFER:
                 break
         if not verdicts:
             return PROCEED

@@ -23,7 +23,6 @@ from gateway.session import TlsInfo, client_address
 from gateway.smtp import reply
 from gateway.smtp.server import Phase, Server, ServerSettings
 from gateway.stepping import step
-from gateway.verdict import Stage
 
 if TYPE_CHECKING:
     from gateway.gatekeeper import Answer, Conversation, Gatekeeper, RcptAnswers
@@ -67,6 +66,10 @@ class ListenerSettings:
 # The barrier around a session: what it raises ends that session only. It cannot be cancelled from outside while it is
 # stepped, so a CancelledError out of it is a defect like any other.
 _OWN_DEFECTS = (Exception, asyncio.CancelledError)
+
+
+# A member that is asked of its class costs ten times what a name of the module does.
+_CONTENT, _BUSY = Phase.CONTENT, Phase.BUSY
 
 
 class _Bound(dict[object, "Counter"]):
@@ -249,7 +252,7 @@ class Connection(asyncio.Protocol):
         self._reading_paused = False
         self._writing_paused = False
         self._begun = self._phase_since = self._arrived = listener.now
-        self._phase = Phase.BUSY
+        self._phase = _BUSY
         self._received_bytes = 0  # of the content that is arriving
         self._content_begun = 0.0
 
@@ -403,7 +406,7 @@ class Connection(asyncio.Protocol):
         if self._is_closed:
             return
         try:
-            if self._listener.gatekeeper.pipeline.plans(Stage.CONNECT):
+            if self._listener.gatekeeper.pipeline.plans_connect:
                 self._await(self._conversation.connect(), self._connected)
             else:
                 self._server.open()
@@ -420,28 +423,25 @@ class Connection(asyncio.Protocol):
         if self._is_closed:
             return
         smtp = self._server
-        progressed = self._flush()
+        if output := smtp.take_output():
+            self._transport.write(output)
         phase = smtp.phase
-        if progressed or phase is not self._phase:
-            listener = self._listener
-            now = listener.now
-            if phase is Phase.CONTENT and self._phase is not Phase.CONTENT:
+        listener = self._listener
+        if output or phase is not self._phase:
+            if phase is _CONTENT and self._phase is not _CONTENT:
                 self._received_bytes = 0
-                self._content_begun = now
-            self._phase, self._phase_since = phase, now
+                self._content_begun = listener.now
+            self._phase, self._phase_since = phase, listener.now
             if listener.draining_since is not None and phase in (Phase.IDLE, Phase.COMMAND):
-                self._server.close("drain", reply.SHUTTING_DOWN)
+                smtp.close("drain", reply.SHUTTING_DOWN)
                 return
-        if phase is Phase.BUSY or self._reading_paused:
+        if phase is _BUSY or self._reading_paused:
             self._balance()
 
-    def _flush(self) -> bool:
-        """Write the replies that are due; whether there were any."""
-        output = self._server.take_output()
-        if not output:
-            return False
-        self._transport.write(output)
-        return True
+    def _flush(self) -> None:
+        """Write the replies that are due."""
+        if output := self._server.take_output():
+            self._transport.write(output)
 
     def _balance(self) -> None:
         """Read only while replies go out and input does not pile up."""
@@ -497,7 +497,7 @@ class Connection(asyncio.Protocol):
     def greeted(self, domain: str, *, esmtp: bool) -> None:
         """EHLO or HELO."""
         conversation, gatekeeper = self._conversation, self._listener.gatekeeper
-        if gatekeeper.pipeline.plans(Stage.EHLO):
+        if gatekeeper.pipeline.plans_ehlo:
             self._await(conversation.ehlo(domain, esmtp=esmtp), self._greet)
         else:
             conversation.greeted(domain, esmtp=esmtp)
@@ -512,7 +512,7 @@ class Connection(asyncio.Protocol):
 
     def mail(self, envelope: Envelope) -> None:
         """MAIL."""
-        if self._listener.gatekeeper.pipeline.plans(Stage.MAIL):
+        if self._listener.gatekeeper.pipeline.plans_mail:
             self._await(self._conversation.mail(envelope), self._answer)
         else:
             self._conversation.begin(envelope)

@@ -27,6 +27,9 @@ _esc = json.encoder.encode_basestring_ascii  # C; also escapes DEL
 # Keys that the lines themselves, or structlog's console renderer, give a meaning.
 _RESERVED = frozenset({"timestamp", "level", "event", "exc_info", "exception", "stack"})
 
+# The kinds of lines are few: each is an event of ours with its keys.
+_MAX_TEMPLATES = 256
+
 _Event = MutableMapping[str, Any]
 
 
@@ -128,6 +131,7 @@ class _JsonLog:
     def __init__(self, writer: _LineWriter, timestamp: _Timestamp) -> None:
         self._write = writer.info
         self._timestamp = timestamp
+        self._templates: dict[tuple[str, ...], str] = {}
 
     def debug(self, event: str, **keys: object) -> None:
         """Below INFO: nothing is written."""
@@ -142,16 +146,20 @@ class _JsonLog:
         self._line("error", event, keys)
 
     def _line(self, level: str, event: str, keys: dict[str, object]) -> None:
-        parts = [f'{{"timestamp":"{self._timestamp()}","level":"{level}","event":{_esc(_text(event))}']
-        for key, value in keys.items():
-            if type(value) is str:
-                parts.append(_json_key(key) + _esc(value))
-            elif type(value) is int:
-                parts.append(f"{_json_key(key)}{value}")
-            else:
-                parts.append(_json_key(key) + _json(value))
-        parts[-1] += "}"
-        self._write(",".join(parts))
+        kind = (level, event, *keys)
+        template = self._templates.get(kind) or self._template(kind)
+        values = [_ENCODERS.get(type(value), _json)(value) for value in keys.values()]
+        self._write(template % (self._timestamp(), *values))
+
+    def _template(self, kind: tuple[str, ...]) -> str:
+        """What all lines with this level, event and keys have in common, for the operator %."""
+        level, event, *keys = kind
+        head = f'{{"timestamp":"\0","level":"{level}","event":{_esc(_text(event))}'
+        line = ",".join([head, *[f"{_esc(_key(key))}:\0" for key in keys]]) + "}"
+        if len(self._templates) >= _MAX_TEMPLATES:
+            self._templates.clear()
+        template = self._templates[kind] = line.replace("%", "%%").replace("\0", "%s")
+        return template
 
 
 def _json(value: object) -> str:
@@ -165,9 +173,7 @@ def _json(value: object) -> str:
         return _esc(_text(value))
 
 
-@lru_cache(maxsize=1024)
-def _json_key(key: str) -> str:
-    return f"{_esc(_key(key))}:"
+_ENCODERS: dict[type, Callable[[Any], str]] = {str: _esc, int: repr}
 
 
 def _render_text(timestamp: _Timestamp, style: str, *, colors: bool) -> Callable[[object, str, _Event], str]:

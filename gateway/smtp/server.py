@@ -138,9 +138,35 @@ class _State(IntEnum):  # an IntEnum hashes in C
     CLOSED = auto()
 
 
-_CONTENT_STATES = frozenset({_State.DATA, _State.CHUNK, _State.SKIP})
-_TRANSACTION_STATES = frozenset({_State.MAIL, _State.RCPT, _State.DATA, _State.BDAT, _State.CHUNK})
-_SILENT_STATES = frozenset({_State.NEW, _State.TLS, _State.CLOSED})
+# To ask a class for its member costs ten times what a name of the module does, and these are asked for all the time.
+(
+    _STATE_NEW,
+    _STATE_START,
+    _STATE_READY,
+    _STATE_MAIL,
+    _STATE_RCPT,
+    _STATE_DATA,
+    _STATE_BDAT,
+    _STATE_CHUNK,
+    _STATE_SKIP,
+    _STATE_TLS,
+    _STATE_CLOSED,
+) = _State
+(_DUE_NOTHING, _DUE_GREETED, _DUE_MAIL, _DUE_RCPT, _DUE_CONTENT_BEGINS, _DUE_CONTENT_ENDS, _DUE_STARTTLS) = (
+    _Due
+)
+(_PHASE_IDLE, _PHASE_COMMAND, _PHASE_CONTENT, _PHASE_BUSY, _PHASE_CLOSED) = Phase
+_VERB_EHLO, _VERB_HELO, _VERB_DATA, _VERB_QUIT = Verb.EHLO, Verb.HELO, Verb.DATA, Verb.QUIT
+
+_CONTENT_STATES = frozenset({_STATE_DATA, _STATE_CHUNK, _STATE_SKIP})
+_TRANSACTION_STATES = frozenset({_STATE_MAIL, _STATE_RCPT, _STATE_DATA, _STATE_BDAT, _STATE_CHUNK})
+_SILENT_STATES = frozenset({_STATE_NEW, _STATE_TLS, _STATE_CLOSED})
+
+_NOT_READY_FOR_CONTENT = {
+    _STATE_START: reply.HELLO_FIRST,
+    _STATE_READY: reply.MAIL_FIRST,
+    _STATE_MAIL: reply.NO_RECIPIENTS,
+}
 
 
 class Server:
@@ -183,17 +209,17 @@ class Server:
         self._handler = handler
         self._tls_active = tls_active
         self._allow_bare_lf = allow_bare_lf
-        self._state = _State.NEW
+        self._state = _STATE_NEW
         self._buffer = b""
         self._output: list[bytes] = []
-        self._due = _Due.NOTHING
+        self._due = _DUE_NOTHING
         self._offered: frozenset[Extension] = frozenset()
         self._smtputf8 = False  # of the open transaction
         self._recipients = 0  # of the open transaction
         self._content: DataDecoder | BdatDecoder | None = None
         self._chunk_bytes = 0
         self._is_last_chunk = False
-        self._after_skip = _State.START
+        self._after_skip = _STATE_START
         self._skip_reply = reply.NO_RECIPIENTS
         self._errors = 0
         self._unknown = 0
@@ -208,17 +234,17 @@ class Server:
     @property
     def phase(self) -> Phase:
         """What the session waits for now."""
-        if self._state is _State.CLOSED:
-            return Phase.CLOSED
+        if self._state is _STATE_CLOSED:
+            return _PHASE_CLOSED
         if self._due or self._state in _SILENT_STATES:
-            return Phase.BUSY
+            return _PHASE_BUSY
         if self._state in _CONTENT_STATES:
-            return Phase.CONTENT
-        return Phase.COMMAND if self._buffer or self._skipping_line else Phase.IDLE
+            return _PHASE_CONTENT
+        return _PHASE_COMMAND if self._buffer or self._skipping_line else _PHASE_IDLE
 
     def receive(self, data: bytes) -> None:
         """Take what the client sent, and go on as far as that allows."""
-        if self._state is not _State.CLOSED:
+        if self._state is not _STATE_CLOSED:
             self._buffer = self._buffer + data if self._buffer else data
             self.run()
 
@@ -245,26 +271,26 @@ class Server:
             self.close("early_talker", reply.EARLY_TALKER)
         else:
             self._say(_banner(self._settings.hostname))
-            self._state = _State.START
+            self._state = _STATE_START
 
     def close(self, reason: str, final: Reply | None = None) -> None:
         """End the session, whatever is pending; `final` is said before. Later input is not looked at."""
-        if self._state is _State.CLOSED:
+        if self._state is _STATE_CLOSED:
             return
         if final is not None:
             self._say(final)
-        self._state = _State.CLOSED
+        self._state = _STATE_CLOSED
         self._buffer = b""
-        self._due = _Due.NOTHING
+        self._due = _DUE_NOTHING
         self._handler.closing(reason)
 
     # --- answers --------------------------------------------------------------------------------------
 
     def greet(self, extensions: Extensions | None) -> None:
         """Answer `greeted`: go on, announcing this; None after HELO, where nothing can be (RFC 5321 4.1.1.1)."""
-        assert self._due is _Due.GREETED
-        self._due = _Due.NOTHING
-        self._state = _State.READY
+        assert self._due is _DUE_GREETED
+        self._due = _DUE_NOTHING
+        self._state = _STATE_READY
         self.codes.append(250)
         if extensions is None:
             self._offered = frozenset()
@@ -278,38 +304,38 @@ class Server:
 
     def answer(self, answer: Reply, *, close: bool = False) -> None:
         """Answer `mail` or `content_ends`, or refuse `greeted` or `content_begins`; `close`: and end the session."""
-        due, self._due = self._due, _Due.NOTHING
-        if due is _Due.MAIL:
+        due, self._due = self._due, _DUE_NOTHING
+        if due is _DUE_MAIL:
             if answer.is_positive:
-                self._state = _State.MAIL
+                self._state = _STATE_MAIL
                 self._recipients = 0
-        elif due is _Due.CONTENT_BEGINS:
-            if self._state is _State.CHUNK:
+        elif due is _DUE_CONTENT_BEGINS:
+            if self._state is _STATE_CHUNK:
                 # RFC 3030 2: the octets are on their way whatever the reply is
-                self._skip_chunk(answer, _State.RCPT)
+                self._skip_chunk(answer, _STATE_RCPT)
                 return
-        elif due is _Due.CONTENT_ENDS:
-            self._state = _State.READY
+        elif due is _DUE_CONTENT_ENDS:
+            self._state = _STATE_READY
             self._content = None
             if answer.is_positive:
                 self._commands = 0
         else:
-            assert due is _Due.GREETED, due
+            assert due is _DUE_GREETED, due
         self._say(answer)
         if close:
             self.close("refused")
-        elif answer.code >= 500 and due is not _Due.CONTENT_ENDS:
+        elif answer.code >= 500 and due is not _DUE_CONTENT_ENDS:
             self._count_errors(1)
 
     def answer_rcpts(self, answers: Sequence[Reply], *, unknown: int = 0, close: bool = False) -> None:
         """Answer `rcpt`; `unknown` of the recipients do not exist (they count towards a limit of their own)."""
-        assert self._due is _Due.RCPT
-        self._due = _Due.NOTHING
+        assert self._due is _DUE_RCPT
+        self._due = _DUE_NOTHING
         errors = 0
         for answer in answers:
             if answer.code < 400:
                 self._recipients += 1
-                self._state = _State.RCPT
+                self._state = _STATE_RCPT
             elif answer.code >= 500:
                 errors += 1
             self._say(answer)
@@ -323,16 +349,16 @@ class Server:
 
     def accept_content(self) -> None:
         """Answer `content_begins`: go on (RFC 5321 3.3)."""
-        assert self._due is _Due.CONTENT_BEGINS
-        self._due = _Due.NOTHING
-        if self._state is _State.CHUNK:
+        assert self._due is _DUE_CONTENT_BEGINS
+        self._due = _DUE_NOTHING
+        if self._state is _STATE_CHUNK:
             return
         self._content = DataDecoder(
             max_bytes=self._settings.max_message_bytes,
             max_line_bytes=self._settings.max_line_bytes,
             allow_bare_lf=self._allow_bare_lf,
         )
-        self._state = _State.DATA
+        self._state = _STATE_DATA
         if self._buffer:
             # RFC 2920 3.1: the content waits for 354
             self.close("pipelining", reply.EARLY_TALKER)
@@ -341,10 +367,10 @@ class Server:
 
     def tls_started(self) -> None:
         """Answer `starttls`: the handshake is done and nothing said before it counts (RFC 3207 4.2)."""
-        assert self._due is _Due.STARTTLS
-        self._due = _Due.NOTHING
+        assert self._due is _DUE_STARTTLS
+        self._due = _DUE_NOTHING
         self._tls_active = True
-        self._state = _State.START
+        self._state = _STATE_START
         self._offered = frozenset()
 
     # --- the machine ----------------------------------------------------------------------------------
@@ -377,7 +403,7 @@ class Server:
 
     def _take_content(self) -> bool:
         """Look at what is buffered as content; False when more is needed."""
-        if self._state is _State.SKIP:
+        if self._state is _STATE_SKIP:
             count = min(len(self._buffer), self._chunk_bytes)
             self._buffer = self._buffer[count:]
             self._chunk_bytes -= count
@@ -406,11 +432,11 @@ class Server:
         if isinstance(content, BdatDecoder):
             if not self._is_last_chunk and content.fault is None:
                 self._say(Reply(250, "2.0.0", f"{self._chunk_bytes} octets received"))
-                self._state = _State.BDAT
+                self._state = _STATE_BDAT
                 return
             if end := content.finish():
                 self._handler.content(end)
-        self._due = _Due.CONTENT_ENDS
+        self._due = _DUE_CONTENT_ENDS
         self._handler.content_ends(content.fault)
 
     def _unusual_line(self) -> bytes | None:
@@ -439,7 +465,7 @@ class Server:
                 end > MAX_ENVELOPE_LINE - 1 or line[:4].upper() not in (b"MAIL", b"RCPT")
             ):
                 self._too_long()
-                if self._state is _State.CLOSED:
+                if self._state is _STATE_CLOSED:
                     return None
                 continue
             return line[:-1]
@@ -466,7 +492,7 @@ class Server:
             self._mail(command)
         elif isinstance(command, BdatCommand):
             self._bdat(command)
-        elif command.verb is Verb.DATA:
+        elif command.verb is _VERB_DATA:
             self._data()
         else:
             self._simple(command.verb, command.argument)
@@ -474,22 +500,21 @@ class Server:
     def _simple(self, verb: Verb, argument: str) -> None:
         if self._is_only_talking():
             return
-        match verb:
-            case Verb.EHLO | Verb.HELO:
-                self._greeting(argument, is_esmtp=verb is Verb.EHLO)
-            case Verb.STARTTLS:
-                self._starttls()
-            case Verb.RSET:
-                self._reset()
-                self._say(reply.OK)
-            case Verb.QUIT:
-                self.close("quit", reply.BYE)
-            case Verb.VRFY:
-                self._say(reply.VRFY)
-            case Verb.HELP:
-                self._say(reply.HELP)
-            case _:
-                self._say(reply.OK)
+        if verb is _VERB_EHLO or verb is _VERB_HELO:
+            self._greeting(argument, is_esmtp=verb is _VERB_EHLO)
+        elif verb is _VERB_QUIT:
+            self.close("quit", reply.BYE)
+        elif verb is Verb.STARTTLS:
+            self._starttls()
+        elif verb is Verb.RSET:
+            self._reset()
+            self._say(reply.OK)
+        elif verb is Verb.VRFY:
+            self._say(reply.VRFY)
+        elif verb is Verb.HELP:
+            self._say(reply.HELP)
+        else:
+            self._say(reply.OK)
 
     def _greeting(self, domain: str, *, is_esmtp: bool) -> None:
         if self._buffer:
@@ -498,29 +523,29 @@ class Server:
             return
         # RFC 5321 4.1.4: EHLO in a session clears the state as RSET does
         self._reset()
-        self._due = _Due.GREETED
+        self._due = _DUE_GREETED
         self._handler.greeted(domain, esmtp=is_esmtp)
 
     def _mail(self, command: MailCommand) -> None:
         if self._is_only_talking():
             return
-        if self._state is _State.START:
+        if self._state is _STATE_START:
             self._refuse(reply.HELLO_FIRST)
-        elif self._state is not _State.READY:
+        elif self._state is not _STATE_READY:
             self._refuse(reply.NESTED_MAIL)
         elif command.envelope.size_hint > self._settings.max_message_bytes:
             # RFC 1870 6.1: what is announced as too big is refused before it is sent
             self._refuse(reply.TOO_BIG)
         else:
             self._smtputf8 = command.envelope.smtputf8
-            self._due = _Due.MAIL
+            self._due = _DUE_MAIL
             self._handler.mail(command.envelope)
 
     def _rcpt(self, command: RcptCommand) -> None:
-        if self._state in (_State.START, _State.READY):
+        if self._state in (_STATE_START, _STATE_READY):
             self._refuse(reply.MAIL_FIRST)
             return
-        if self._state is _State.BDAT:
+        if self._state is _STATE_BDAT:
             self._refuse(reply.RCPT_AFTER_BDAT)
             return
         room = self._settings.max_recipients - self._recipients
@@ -532,7 +557,7 @@ class Server:
         rcpts = [command.rcpt]
         if self._buffer:
             self._gather_rcpts(rcpts, min(room, MAX_BATCH))
-        self._due = _Due.RCPT
+        self._due = _DUE_RCPT
         self._handler.rcpt(tuple(rcpts))
 
     def _gather_rcpts(self, rcpts: list[Recipient], most: int) -> None:
@@ -551,51 +576,41 @@ class Server:
             self._buffer = self._buffer[end + 1 :]
 
     def _data(self) -> None:
-        if (refusal := self._not_ready_for_content()) is not None:
+        if (refusal := _NOT_READY_FOR_CONTENT.get(self._state)) is not None:
             self._refuse(refusal)
-        elif self._state is _State.BDAT:
+        elif self._state is _STATE_BDAT:
             # RFC 3030 2: BDAT and DATA cannot be used in one transaction
             self._refuse(reply.DATA_AFTER_BDAT)
         elif self._buffer:
             # RFC 2920 3.1: DATA is the last of a group; the content waits for 354
             self.close("pipelining", reply.EARLY_TALKER)
         else:
-            self._due = _Due.CONTENT_BEGINS
+            self._due = _DUE_CONTENT_BEGINS
             self._handler.content_begins(is_stuffed=True)
 
     def _bdat(self, command: BdatCommand) -> None:
         self._chunk_bytes = command.size_bytes
         self._is_last_chunk = command.last
-        if (refusal := self._not_ready_for_content()) is not None:
+        if (refusal := _NOT_READY_FOR_CONTENT.get(self._state)) is not None:
             self._skip_chunk(refusal, self._state)
             return
-        is_first = self._state is not _State.BDAT
+        is_first = self._state is not _STATE_BDAT
         if is_first:
             self._content = BdatDecoder(
                 max_bytes=self._settings.max_message_bytes, max_line_bytes=self._settings.max_line_bytes
             )
         assert isinstance(self._content, BdatDecoder)
         self._content.begin_chunk(command.size_bytes)
-        self._state = _State.CHUNK
+        self._state = _STATE_CHUNK
         if is_first:
-            self._due = _Due.CONTENT_BEGINS
+            self._due = _DUE_CONTENT_BEGINS
             self._handler.content_begins(is_stuffed=False)
 
     def _skip_chunk(self, answer: Reply, after: _State) -> None:
         """RFC 3030 2: the octets of a refused chunk come all the same; they are dropped and then `answer` is said."""
         self._skip_reply, self._after_skip = answer, after
-        self._state = _State.SKIP
+        self._state = _STATE_SKIP
         self._content = None
-
-    def _not_ready_for_content(self) -> Reply | None:
-        match self._state:
-            case _State.START:
-                return reply.HELLO_FIRST
-            case _State.READY:
-                return reply.MAIL_FIRST
-            case _State.MAIL:
-                return reply.NO_RECIPIENTS
-        return None
 
     def _starttls(self) -> None:
         if self._tls_active:
@@ -609,13 +624,13 @@ class Server:
             self.close("plaintext_behind_starttls")
         else:
             self._say(reply.READY_FOR_TLS)
-            self._state = _State.TLS
-            self._due = _Due.STARTTLS
+            self._state = _STATE_TLS
+            self._due = _DUE_STARTTLS
             self._handler.starttls()
 
     def _reset(self) -> None:
         if self._state in _TRANSACTION_STATES:
-            self._state = _State.READY
+            self._state = _STATE_READY
             self._content = None
             self._handler.reset()
 

@@ -1012,7 +1012,7 @@ async def test_a_defect_ends_its_session_with_a_421_and_no_other(
     class Broken:
         """The pipeline with a defect at one stage."""
 
-        has_outcome = False
+        plans_outcome = False
 
         def __getattr__(self, name: str) -> Any:
             return self._fail if name.removesuffix("_before") == stage else getattr(sound, name)
