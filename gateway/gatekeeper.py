@@ -359,7 +359,7 @@ class Conversation:
         open_.message = Message(header, open_.body)
         open_.is_behind = True
         # RFC 5321 6.3: a message that passed so many hosts goes in a circle
-        if [name for name, _ in header.fields].count(b"received") > self._gate.settings.max_received:
+        if header.has_more(b"received", self._gate.settings.max_received):
             self._drop_content(open_, reply.TOO_MANY_HOPS, "hops")
 
     @staticmethod
@@ -404,9 +404,9 @@ class Conversation:
         added, removed = split_edits(edits) if edits else ([], set())
         if verdict.action is _QUARANTINE:
             added.insert(0, AddField(QUARANTINE_FIELD, verdict.reason))
-        added.append(received(tx, gate.settings.hostname, gate.services.clock.now()))
         removed.add(_QUARANTINE_NAME)
-        content = apply_edits(tx.message, added, removed)
+        trace = received(tx, gate.settings.hostname, gate.services.clock.now())
+        content = apply_edits(tx.message, added, removed, trace=trace)
         try:
             delivery = await gate.relay.deliver(tx, content)
         except SpoolError as exc:  # the content cannot be read back; nothing was delivered

@@ -23,6 +23,7 @@ MAX_NAME_BYTES = 77
 MAX_CONTINUATIONS = 1000
 # RFC 5322 2.2.3: a line end before white space is folding, any other one ends the field
 _FIELD_END = re.compile(rb"\r\n(?![ \t])")
+_MAYBE_LONG_NAME = re.compile(rb"\n(?![ \t])[^:]{%d}" % (MAX_NAME_BYTES + 1))
 
 
 class HeaderError(GatewayError):
@@ -44,40 +45,75 @@ class Field(NamedTuple):
         return self.raw.partition(b":")[2][:-2]
 
 
-@dataclass(frozen=True, slots=True)
 class Header:
-    """The fields of a message, top to bottom. `wire_bytes` is their length on the wire, blank line not counted."""
+    """The header of a message as it came, without its blank line; fields are told apart when somebody asks for them.
 
-    fields: tuple[Field, ...]
-    wire_bytes: int
+    `octets` are unstuffed; `wire_bytes` is their length on the wire.
+    """
+
+    __slots__ = ("_fields", "_lower", "octets", "wire_bytes")
+
+    def __init__(self, octets: bytes, wire_bytes: int) -> None:
+        self.octets = octets
+        self.wire_bytes = wire_bytes
+        self._lower = octets.lower()
+        self._fields: tuple[Field, ...] | None = None
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """All of them, top to bottom."""
+        if self._fields is None:
+            self._fields = tuple(map(_field, _fields_of(self.octets)))
+        return self._fields
 
     def all(self, name: bytes) -> tuple[Field, ...]:
         """Every field of this lower-case name, top to bottom."""
-        return tuple(f for f in self.fields if f.name == name)
+        return tuple(f for f in self.fields if f.name == name) if name in self._lower else ()
+
+    def has_more(self, name: bytes, count: int) -> bool:
+        """Whether there are more than `count` fields of this lower-case name."""
+        return self._lower.count(name) > count and len(self.all(name)) > count
 
 
-def parse_header(block: bytes, *, max_fields: int, wire_bytes: int) -> Header:
-    """The fields of an unstuffed header without its blank line; each line ends in CRLF.
+def parse_header(octets: bytes, *, max_fields: int, wire_bytes: int) -> Header:
+    """The Header of these unstuffed octets, which hold no blank line; each line ends in CRLF.
 
     Raises HeaderError for more than `max_fields` fields, 1000 continuation lines of one field, a name over 77
     octets, and a first line that would continue a field put above it.
     """
-    if block[:1] in (b" ", b"\t"):
+    if octets[:1] in (b" ", b"\t"):
         raise HeaderError("the first line is a continuation")
-    pieces = _FIELD_END.split(block)
-    pieces.pop()  # behind the last CRLF
+    lines = octets.count(b"\r\n")
+    header = Header(octets, wire_bytes)
+    # nearly every header is far below each limit, and nobody may ever ask for its fields
+    if (
+        lines > min(max_fields, MAX_CONTINUATIONS)
+        or (lines and octets.find(b":", 0, MAX_NAME_BYTES + 1) < 0)
+        or _MAYBE_LONG_NAME.search(octets)
+    ):
+        _check(_fields_of(octets), max_fields)
+    return header
+
+
+def _check(pieces: list[bytes], max_fields: int) -> None:
     if len(pieces) > max_fields:
         raise HeaderError("too many fields")
-    if block.count(b"\r\n") > MAX_CONTINUATIONS and any(p.count(b"\r\n") > MAX_CONTINUATIONS for p in pieces):
+    if any(piece.count(b"\r\n") > MAX_CONTINUATIONS for piece in pieces):
         raise HeaderError("a field has too many continuation lines")
-    make = tuple.__new__  # Field() would be a Python call for each
-    fields = []
-    for piece in pieces:
-        name, colon, _ = piece.partition(b":")
-        fields.append(make(Field, (name.strip().lower() if colon else b"", piece + b"\r\n")))
-    if any(len(name) > MAX_NAME_BYTES for name, _ in fields):
+    if any(len(_field(piece).name) > MAX_NAME_BYTES for piece in pieces):
         raise HeaderError("a field name is too long")
-    return Header(tuple(fields), wire_bytes)
+
+
+def _fields_of(octets: bytes) -> list[bytes]:
+    """The fields, each without its last CRLF."""
+    pieces = _FIELD_END.split(octets)
+    pieces.pop()  # behind the last CRLF
+    return pieces
+
+
+def _field(piece: bytes) -> Field:
+    name, colon, _ = piece.partition(b":")
+    return Field(name.strip().lower() if colon else b"", piece + b"\r\n")
 
 
 class HeaderReader:
@@ -167,20 +203,22 @@ class EditedContent:
 
 def apply_edits(
     message: Message,
-    added: Sequence[AddField],
+    added: Sequence[AddField] = (),
     removed: AbstractSet[bytes] = frozenset(),
+    *,
+    trace: bytes = b"",
 ) -> EditedContent:
     """The message with fields put above it (the first of `added` becomes the first) and its own of these names out.
 
-    Names are in lower case. Where nothing is taken out, not an octet of what came is touched.
+    Names are in lower case. `trace` is a field of ours in wire form, which stands right above the message. Where
+    nothing is taken out, not an octet of what came is touched.
     """
-    prefix = b"".join([_format_field(edit) for edit in added])
+    prefix = b"".join([_format_field(edit) for edit in added]) + trace if added else trace
     start = 0
-    fields = message.header.fields
-    kept = [raw for name, raw in fields if name not in removed]
-    if len(kept) != len(fields):
-        prefix += b"".join(kept)
-        start = message.header.wire_bytes
+    header = message.header
+    if any(map(header.all, removed)):
+        prefix += b"".join([raw for name, raw in header.fields if name not in removed])
+        start = header.wire_bytes
     # the prefix is sent as it is, so it has to be stuffed; plain content is stuffed by the relay behind it
     return EditedContent(stuff(prefix), message.body, start)
 

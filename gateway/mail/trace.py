@@ -8,8 +8,6 @@ from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
-from gateway.verdict import AddField
-
 if TYPE_CHECKING:
     from gateway.session import Transaction
 
@@ -17,24 +15,25 @@ if TYPE_CHECKING:
 _NOT_DOMAIN = re.compile(r"[^A-Za-z0-9.:_\[\]-]")
 
 
-def received(tx: Transaction, hostname: str, now: float) -> AddField:
-    """Our trace field: who gave us this transaction's message, how, and when (`now` in seconds since the epoch)."""
-    session = tx.session
+def received(tx: Transaction, hostname: str, now: float) -> bytes:
+    """Our trace field in wire form: who gave us this message, how, and when (`now` in seconds since the epoch)."""
+    session, envelope = tx.session, tx.envelope
     # RFC 3848: with ESMTP, S with TLS; RFC 6531 4.3: UTF8SMTP
-    protocol = "UTF8SMTP" if tx.envelope.smtputf8 else "ESMTP" if session.esmtp else "SMTP"
+    protocol = "UTF8SMTP" if envelope.smtputf8 else "ESMTP" if session.esmtp else "SMTP"
+    tls = ""
     if session.tls is not None:
         protocol += "S"
-    client = f"IPv6:{session.client}" if isinstance(session.client, IPv6Address) else str(session.client)
-    tls = f"\r\n\t({session.tls.version} {session.tls.cipher})" if session.tls is not None else ""
-    rcpts = tx.envelope.rcpts
+        tls = f"\r\n\t({session.tls.version} {session.tls.cipher})"
+    client = f"IPv6:{session.client}" if isinstance(session.client, IPv6Address) else session.client
+    helo = _NOT_DOMAIN.sub("?", session.helo)
+    rcpts = envelope.rcpts
     # RFC 5321 7.6: naming one of several recipients would tell the others who else got it
     for_ = f"\r\n\tfor <{rcpts[0].mailbox}>" if len(rcpts) == 1 else ""
-    return AddField(
-        "Received",
-        f"from {_NOT_DOMAIN.sub('?', session.helo)} ([{client}])\r\n"
+    return (
+        f"Received: from {helo} ([{client}])\r\n"
         f"\tby {hostname} with {protocol} id {tx.id}{tls}{for_};\r\n"
-        f"\t{_date(int(now))}",
-    )
+        f"\t{_date(int(now))}\r\n"
+    ).encode()
 
 
 @lru_cache(maxsize=4)
