@@ -126,7 +126,8 @@ class Gatekeeper:
     def open(self, client: IPv4Address | IPv6Address, port: int, tls: TlsInfo | None = None) -> Conversation:
         """A new session of this client."""
         client = unmapped(client)
-        trusted = any(client in network for network in self.settings.trusted_networks)
+        networks = self.settings.trusted_networks
+        trusted = networks and any(client in network for network in networks)
         trust = Trust.TRUSTED if trusted else _UNTRUSTED
         return Conversation(self, Session(self.new_id(), client, port, tls=tls, trust=trust))
 
@@ -507,8 +508,8 @@ class Conversation:
             client=str(session.client),
             helo=session.helo,
             tls=session.tls.version if session.tls else "",
-            mail_from=str(mail_from) if mail_from is not None else "",
-            rcpts=[str(r.mailbox) for r in rcpts[:_LOGGED_RCPTS]],
+            mail_from=mail_from.text if mail_from is not None else "",
+            rcpts=[rcpt.mailbox.text for rcpt in rcpts[:_LOGGED_RCPTS]],
             rcpt_count=len(open_.accepted),
             refused_count=len(open_.refused),
             size_bytes=open_.body.size_bytes if open_.body is not None else 0,

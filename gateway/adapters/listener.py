@@ -288,12 +288,13 @@ class Connection(asyncio.Protocol):
         listener.sessions.add(self)
         listener.open_connections.inc()
         tls = _describe(transport.get_extra_info("ssl_object")) if self._implicit_tls else None
+        bare_lf = settings.allow_bare_lf_from
         self._conversation = listener.gatekeeper.open(client, peer[1], tls)
         self._server = Server(
             listener.server_settings,
             self,
             tls_active=tls is not None,
-            allow_bare_lf=any(client in network for network in settings.allow_bare_lf_from),
+            allow_bare_lf=bool(bare_lf) and any(client in network for network in bare_lf),
         )
         if settings.greeting_delay_s:
             listener.loop.call_later(settings.greeting_delay_s, self._connect)

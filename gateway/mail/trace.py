@@ -28,7 +28,7 @@ def received(tx: Transaction, hostname: str, now: float) -> bytes:
     helo = _NOT_DOMAIN.sub("?", session.helo)
     rcpts = envelope.rcpts
     # RFC 5321 7.6: naming one of several recipients would tell the others who else got it
-    for_ = f"\r\n\tfor <{rcpts[0].mailbox}>" if len(rcpts) == 1 else ""
+    for_ = f"\r\n\tfor <{rcpts[0].mailbox.text}>" if len(rcpts) == 1 else ""
     return (
         f"Received: from {helo} ([{client}])\r\n"
         f"\tby {hostname} with {protocol} id {tx.id}{tls}{for_};\r\n"

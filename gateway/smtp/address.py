@@ -17,7 +17,7 @@ one address is bounded. Called by command.py for the wire, by config.py, the pol
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
@@ -171,6 +171,8 @@ class Mailbox:
 
     local: str
     domain: Domain | AddressLiteral | None
+    text: str = field(init=False, repr=False, compare=False)
+    """As it stands between the angle brackets on the wire, what `str` gives."""
 
     def __post_init__(self) -> None:
         local, domain = self.local, self.domain
@@ -186,6 +188,7 @@ class Mailbox:
         # A-labels may be longer than the U-labels that were given: what we write keeps to the limit
         elif isinstance(domain, Domain) and octets + len(domain) + len("<@>") > MAX_PATH:
             raise AddressError(AddressFault.SYNTAX, local, f"is in a path of more than {MAX_PATH} octets")
+        object.__setattr__(self, "text", local if domain is None else f"{local}@{domain}")
 
     @property
     def local_value(self) -> str:
@@ -198,8 +201,7 @@ class Mailbox:
         return self.local.isascii()
 
     def __str__(self) -> str:
-        """As it stands between the angle brackets on the wire."""
-        return self.local if self.domain is None else f"{self.local}@{self.domain}"
+        return self.text
 
 
 def parse_forward_path(text: str, *, smtputf8: bool) -> Mailbox:
