@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.mail.body import Body, Spool, SpoolError
 from gateway.mail.message import HeaderError, HeaderReader, Message, apply_edits, split_edits
@@ -54,16 +54,14 @@ class GatekeeperSettings:
     delay_reject: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """A reply, and whether the connection ends behind it."""
 
     reply: Reply
     close: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RcptAnswers:
+class RcptAnswers(NamedTuple):
     """One reply for each recipient; `unknown` of them do not exist."""
 
     replies: tuple[Reply, ...]
@@ -270,19 +268,19 @@ class Conversation:
         open_ = self._open
         assert open_ is not None
         gate = self._gate
-        words = [await self._before(open_, rcpt) for rcpt in rcpts]
-        asked = [rcpt for rcpt, word in zip(rcpts, words, strict=True) if word is None]
-        if asked:
-            downstream = iter(await gate.relay.verify(self.session, open_.tx.envelope, asked))
-            words = [
-                word or await self._after(open_, rcpt, next(downstream))
-                for rcpt, word in zip(rcpts, words, strict=True)
-            ]
+        asked: list[Recipient] = []
+        words: list[_Word | None] = []
+        for rcpt in rcpts:
+            word = await self._before(open_, rcpt)
+            words.append(word)
+            if word is None:
+                asked.append(rcpt)
+        downstream = iter(await gate.relay.verify(self.session, open_.tx.envelope, asked) if asked else ())
         replies = []
         unknown = 0
         close = False
         for rcpt, word in zip(rcpts, words, strict=True):
-            assert word is not None
+            word = word or await self._after(open_, rcpt, next(downstream))  # noqa: PLW2901  # all said of this one
             answer = word.reply
             replies.append(answer)
             close = close or word.close

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import GatewayError
@@ -130,6 +131,11 @@ class Pipeline:
         self.plans_eom = bool(self._eom)
         self.plans_outcome = bool(self._outcome)
 
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """The one loop that it serves, asked for once: to find it takes a system call each time."""
+        return asyncio.get_running_loop()
+
     async def start(self) -> None:
         """Start every policy in order. Raises what a policy raises; those that were started are stopped again."""
         started: list[Step] = []
@@ -189,8 +195,8 @@ class Pipeline:
                 )
 
     async def _run(self, ranks: tuple[_Rank, ...], *args: Any) -> Decided:
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
+        loop = self._loop
+        last = 0.0  # when the stage's budget is used up; nobody asks before somebody waits
         verdicts: list[Verdict] = []
         strictest, decided_by = _CONTINUE, ""
         for rank in ranks:
@@ -210,7 +216,8 @@ class Pipeline:
                 else:
                     here.append((hook, self._checked(hook, stepped)))
             if waiting:
-                here += await self._wait(waiting, begun)
+                last = last or loop.time() + STAGE_BUDGET_S[rank[0].stage]
+                here += await self._wait(waiting, last)
                 here.sort(key=lambda pair: rank.index(pair[0]))
             for hook, verdict in here:
                 hook.decisions[verdict.action].inc()
@@ -226,12 +233,11 @@ class Pipeline:
         return Decided(verdicts[0] if len(verdicts) == 1 else merge(verdicts), decided_by)
 
     async def _wait(
-        self, waiting: dict[asyncio.Task[Verdict], _Hook], begun: float
+        self, waiting: dict[asyncio.Task[Verdict], _Hook], last: float
     ) -> list[tuple[_Hook, Verdict]]:
         """The verdicts of policies that suspended, each within its own deadline and that of the stage."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         now = loop.time()
-        last = begun + STAGE_BUDGET_S[next(iter(waiting.values())).stage]
         deadlines = {task: min(now + hook.planned.timeout_s, last) for task, hook in waiting.items()}
         verdicts: list[tuple[_Hook, Verdict]] = []
         try:

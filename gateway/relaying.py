@@ -11,7 +11,7 @@ The rules behind the two operations are DESIGN.md section 6; the short form:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -57,8 +57,7 @@ class Content(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """How one delivery ended. `stored` is True only when the downstream said 2xx after the dot.
 
     `reply` is for the client. `error` says what went wrong, for log and metric; it is one of

@@ -10,6 +10,8 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
+from gateway.frozen import frozen
+
 if TYPE_CHECKING:
     from gateway.mail.message import Message
     from gateway.smtp.address import Mailbox
@@ -52,7 +54,7 @@ class TlsInfo:
     cipher: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Session:
     """One SMTP connection as it stands now.
 
@@ -77,7 +79,7 @@ class BodyType(StrEnum):
     EIGHT_BIT = "8BITMIME"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recipient:
     """One forward-path with its DSN parameters (RFC 3461 4.1, 4.2) as the client gave them, "" where not given."""
 
@@ -86,7 +88,7 @@ class Recipient:
     orcpt: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Envelope:
     """RFC 5321 2.3.1: the reverse-path (None is the null one), the accepted recipients, the parameters of MAIL.
 
@@ -124,7 +126,7 @@ class Slot(Generic[T]):
         return self is other
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Transaction:
     """One mail transaction (RFC 5321 3.3): from MAIL to the reply after the end of the content.
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from gateway.session import TlsInfo, client_address
 from gateway.smtp import reply
@@ -262,10 +262,10 @@ class Connection(asyncio.Protocol):
         """A client has connected (and finished its handshake, where TLS is implicit)."""
         listener = self._listener
         # uvloop's transports are no subclasses of asyncio's
-        transport = self._transport = cast("asyncio.Transport", transport)
+        self._transport = transport  # type: ignore[assignment]
         peer = transport.get_extra_info("peername")
         if not peer:  # it has gone already
-            transport.abort()
+            self._transport.abort()
             return
         client, key = _client(peer[0])
         settings = listener.settings
@@ -279,8 +279,8 @@ class Connection(asyncio.Protocol):
             refusal, outcome = reply.TOO_MANY_FROM_CLIENT, "client_limit"
         listener.connections[outcome].inc()
         if refusal is not None:
-            transport.write(refusal.wire)
-            transport.close()
+            self._transport.write(refusal.wire)
+            self._transport.close()
             return
         self._is_closed = False
         self._client_key = key

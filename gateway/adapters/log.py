@@ -173,7 +173,14 @@ def _json(value: object) -> str:
         return _esc(_text(value))
 
 
-_ENCODERS: dict[type, Callable[[Any], str]] = {str: _esc, int: repr}
+def _json_list(values: list[object]) -> str:
+    try:
+        return f"[{','.join(map(_esc, values))}]"  # type: ignore[arg-type]  # nearly always, but not always
+    except TypeError:
+        return _json(values)
+
+
+_ENCODERS: dict[type, Callable[[Any], str]] = {str: _esc, int: repr, list: _json_list}
 
 
 def _render_text(timestamp: _Timestamp, style: str, *, colors: bool) -> Callable[[object, str, _Event], str]:

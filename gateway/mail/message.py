@@ -134,14 +134,20 @@ class HeaderReader:
 
     def feed(self, block: bytes) -> bool:
         """Take one more block; True when the header is complete. Raises HeaderError."""
+        if not self._buffer:
+            # nearly always the whole header is in the first block
+            end = -2 if block.startswith(b"\r\n") else block.find(b"\r\n\r\n")
+            if end != -1:
+                self._parse(block[: end + 2])
+                return True
         search_from = max(0, len(self._buffer) - 3)
         self._buffer += block
         if self._buffer.startswith(b"\r\n"):
-            self._parse(0)
+            self._parse(b"")
             return True
         end = self._buffer.find(b"\r\n\r\n", search_from)
         if end >= 0:
-            self._parse(end + 2)
+            self._parse(bytes(self._buffer[: end + 2]))
             return True
         # the largest header may stand here with no more than the CR of its blank line
         if len(self._buffer) > self._max_bytes + 1:
@@ -151,18 +157,18 @@ class HeaderReader:
     def finish(self) -> Header:
         """The header of content that has ended. Raises HeaderError."""
         if self.header is None:
-            self._parse(len(self._buffer))
+            self._parse(bytes(self._buffer))
         assert self.header is not None
         return self.header
 
-    def _parse(self, wire_bytes: int) -> None:
+    def _parse(self, octets: bytes) -> None:
+        wire_bytes = len(octets)
         if wire_bytes > self._max_bytes:
             raise HeaderError("the header is too large")
-        block = bytes(self._buffer[:wire_bytes])
         self._buffer.clear()
         if self._is_stuffed:
-            block = unstuff(block)
-        self.header = parse_header(block, max_fields=self._max_fields, wire_bytes=wire_bytes)
+            octets = unstuff(octets)
+        self.header = parse_header(octets, max_fields=self._max_fields, wire_bytes=wire_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +184,7 @@ class Message:
         return self.body.size_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class EditedContent:
+class EditedContent(NamedTuple):
     """A message as it leaves: our fields above what came. This is what the relay sends (gateway.relaying.Content)."""
 
     prefix: bytes

@@ -9,16 +9,24 @@ The replies of RFC 5321 that carry data of the session (banner, EHLO, 354) are m
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
+from functools import lru_cache
+
+from gateway.frozen import frozen
 
 # RFC 5321 4.5.3.1.5: a reply line is at most 512 octets with code and CRLF; the rest is room for both codes.
 MAX_TEXT = 480
-_TEXT = re.compile(rf"[\x20-\x7e]{{1,{MAX_TEXT}}}")
 _ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
 
 
-@dataclass(frozen=True, slots=True)
+@lru_cache(maxsize=512)  # there are few, and each message brings one
+def _fits(enhanced: str, code: int) -> bool:
+    """RFC 2034 4: it is well-formed, and its class is the first digit of the reply code."""
+    return _ENHANCED.fullmatch(enhanced) is not None and enhanced[0] == str(code)[0]
+
+
+@frozen
 class Reply:
     """One SMTP reply: a code of 200..599, an enhanced status code ("" where RFC 2034 has none), one line of text.
 
@@ -35,12 +43,9 @@ class Reply:
     def __post_init__(self) -> None:
         if not 200 <= self.code <= 599:
             raise ValueError(f"reply code {self.code} is not in 200..599")
-        # RFC 2034 4: the class of the enhanced code is the first digit of the reply code
-        if self.enhanced and not (
-            _ENHANCED.fullmatch(self.enhanced) and self.enhanced[0] == str(self.code)[0]
-        ):
+        if self.enhanced and not _fits(self.enhanced, self.code):
             raise ValueError(f"enhanced status code {self.enhanced!r} does not fit {self.code}")
-        if not _TEXT.fullmatch(self.text):
+        if not (0 < len(self.text) <= MAX_TEXT and self.text.isascii() and self.text.isprintable()):
             raise ValueError(f"reply text {self.text!r} is not one line of printable ASCII")
         enhanced = f"{self.enhanced} " if self.enhanced else ""
         object.__setattr__(self, "wire", f"{self.code} {enhanced}{self.text}\r\n".encode("ascii"))
@@ -73,7 +78,7 @@ class Reply:
             text = _UNPRINTABLE.sub(" ", text)
         clean = text.strip()
         head, _, rest = clean.partition(" ")
-        if _ENHANCED.fullmatch(head) and head[0] == str(code)[0]:
+        if _fits(head, code):
             enhanced, clean = head, rest.strip()
         else:
             enhanced = f"{code // 100}.0.0" if code // 100 in (2, 4, 5) else ""

@@ -385,21 +385,21 @@ class Server:
             elif state in _SILENT_STATES:
                 return
             else:
-                buffer = self._buffer
-                end = buffer.find(b"\r\n")
+                line, crlf, rest = self._buffer.partition(b"\r\n")
                 # the usual line at once: complete, of a usual length, with no other line end in it
                 if (
-                    0 <= end <= MAX_LINE - 2
+                    crlf
+                    and len(line) <= MAX_LINE - 2
                     and not self._skipping_line
-                    and buffer.find(b"\n", 0, end) < 0
-                    and buffer.find(b"\r", 0, end) < 0
+                    and b"\n" not in line
+                    and b"\r" not in line
                 ):
-                    self._buffer = buffer[end + 2 :]
-                    self._obey(buffer[:end])
-                elif not buffer or (line := self._unusual_line()) is None:
+                    self._buffer = rest
+                    self._obey(line)
+                elif not self._buffer or (unusual := self._unusual_line()) is None:
                     return
                 else:
-                    self._obey(line)
+                    self._obey(unusual)
 
     def _take_content(self) -> bool:
         """Look at what is buffered as content; False when more is needed."""
