@@ -271,7 +271,7 @@ class Conversation:
         asked: list[Recipient] = []
         words: list[_Word | None] = []
         for rcpt in rcpts:
-            word = await self._before(open_, rcpt)
+            word = await self._before(open_, rcpt, len(asked))
             words.append(word)
             if word is None:
                 asked.append(rcpt)
@@ -296,8 +296,8 @@ class Conversation:
             open_.route = None  # only an accepted recipient binds the others to its route
         return RcptAnswers(tuple(replies), unknown, close)
 
-    async def _before(self, open_: _Open, rcpt: Recipient) -> _Word | None:
-        """What is said of a recipient before the downstream is asked; None: it is to be asked."""
+    async def _before(self, open_: _Open, rcpt: Recipient, asked: int) -> _Word | None:
+        """What is said of a recipient before the downstream is asked; None: it is to be asked, with `asked` others."""
         decided = self._held_refusal() or await self._gate.pipeline.rcpt_before(open_.current(), rcpt)
         verdict = decided.verdict
         if verdict.reply is not None:
@@ -311,7 +311,12 @@ class Conversation:
         elif route != open_.route:
             return _Word(reply.TOO_MANY_RECIPIENTS, "other_route")
         refusal = relay.refusal(route, open_.tx.envelope)
-        return _Word(refusal, "route") if refusal is not None else None
+        if refusal is not None:
+            return _Word(refusal, "route")
+        most = relay.max_recipients(route)
+        if 0 < most <= len(open_.accepted) + asked:
+            return _Word(reply.TOO_MANY_RECIPIENTS, "route_recipients")
+        return None
 
     async def _after(self, open_: _Open, rcpt: Recipient, answer: Reply) -> _Word:
         """What is said of a recipient after the downstream was asked."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from gateway.session import Envelope, Recipient, Session, Transaction
     from gateway.smtp.address import Mailbox
@@ -70,6 +70,7 @@ class Delivery(NamedTuple):
     - "busy": no connection became free within the budget
     - "timeout", "closed", "protocol": it hung, went away or said what is not SMTP, before the dot
     - "final_lost": any of these after the dot: the message may have been stored
+    - "identity": it does not take the client's identity, which the route wants passed on
     - "internal": something of ours failed
     """
 
@@ -90,13 +91,20 @@ class Relay(Protocol):
     def refusal(self, route: str, envelope: Envelope) -> Reply | None:
         """The reply for an envelope that this route is known not to take, judged before any connection is made."""
 
+    def max_recipients(self, route: str) -> int:
+        """The most recipients that one transaction of this route may have; 0: no limit is known."""
+
+    def state(self) -> Mapping[str, object]:
+        """How the downstreams are, in JSON's types: a detail of /readyz for people."""
+
     async def verify(
         self, session: Session, envelope: Envelope, rcpts: Sequence[Recipient]
     ) -> Sequence[Reply]:
         """The downstream's word on each recipient, in order. Trouble is 451 for each that has no answer; never raises.
 
-        All `rcpts` belong to one route. Does not suspend when each of them is answered from the cache, or when
-        the route does not verify recipients.
+        All `rcpts` belong to one route. What `deliver` found refused after a 2xx here is answered without asking, for
+        the same sender and client network (DESIGN.md section 6). Does not suspend when each of them is answered from
+        the cache, or when the route does not verify recipients.
         """
 
     async def deliver(self, tx: Transaction, content: Content) -> Delivery:

@@ -182,6 +182,7 @@ class FakeRelay:
         self.offered = Offer(eightbitmime=True, smtputf8=True, dsn=True, size=0)
         self.routes: dict[str, str | None] = {}  # by domain
         self.refusals: dict[str, Reply] = {}  # by route
+        self.most = 0  # recipients of one transaction
         self.words: dict[str, Reply] = {}  # the downstream's, by mailbox
         self.delivery = Delivery(STORED, stored=True)
         self.error: Exception | None = None  # raised by deliver: a defect
@@ -200,6 +201,12 @@ class FakeRelay:
 
     def refusal(self, route: str, envelope: Envelope) -> Reply | None:
         return self.refusals.get(route)
+
+    def max_recipients(self, route: str) -> int:
+        return self.most
+
+    def state(self) -> Mapping[str, object]:
+        return {}
 
     async def verify(
         self, session: Session, envelope: Envelope, rcpts: Sequence[Recipient]

@@ -461,6 +461,22 @@ async def test_a_recipient_of_another_route_comes_again_in_its_own_transaction()
     assert (await talk.rcpt([rcpt("c@other.example")])).replies == (reply.RECIPIENT_OK,)
 
 
+async def test_a_route_has_no_more_recipients_in_a_transaction_than_it_takes() -> None:
+    world = World()
+    world.relay.most = 2
+    world.relay.words = {"u@example.org": UNKNOWN}
+    talk = await world.rcpt("b@example.org", "u@example.org")
+
+    # who was refused takes no place, and who is asked about takes one
+    assert (await talk.rcpt([rcpt("c@example.org"), rcpt("d@example.org")])).replies == (
+        reply.RECIPIENT_OK,
+        reply.TOO_MANY_RECIPIENTS,
+    )
+    assert world.relay.asked[-1] == ("c@example.org",)
+    await talk.mail(envelope())
+    assert (await talk.rcpt([rcpt("d@example.org")])).replies == (reply.RECIPIENT_OK,)
+
+
 async def test_a_refused_recipient_does_not_bind_the_others_to_its_route() -> None:
     world = World()
     world.relay.routes = {"other.example": "other"}

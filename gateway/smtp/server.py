@@ -58,6 +58,8 @@ class ServerSettings:
     max_unknown_recipients: int = 20
     max_line_bytes: int = 8192
     has_tls: bool = False
+    has_recipient_groups: bool = False
+    """Not every two recipients may stand in one transaction: those of other routes come in their own."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)  # likewise
@@ -668,7 +670,8 @@ def _announcement(settings: ServerSettings, extensions: Extensions, *, tls_activ
     lines += sorted(extensions.keywords - {Extension.SIZE})
     lines += ["ENHANCEDSTATUSCODES", "CHUNKING"]
     # RFC 9422 3: what a client may know beforehand
-    lines.append(f"LIMITS RCPTMAX={settings.max_recipients}")
+    groups = " RCPTDOMAINMAX=1" if settings.has_recipient_groups else ""
+    lines.append(f"LIMITS RCPTMAX={settings.max_recipients}{groups}")
     # RFC 3207 4.2: not announced inside TLS
     if settings.has_tls and not tls_active:
         lines.append("STARTTLS")

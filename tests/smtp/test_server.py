@@ -1,6 +1,7 @@
 """The receiving state machine: order, limits, pipelining, and the same events for every split of the stream."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -97,6 +98,14 @@ def test_a_message_from_greeting_to_quit() -> None:
     assert driver.codes == [250, 250, 250, 354, 250, 221]
     assert driver.contents == [b"Subject: x\r\n\r\nhi\r\n"]
     assert driver.closed == "quit"
+
+
+def test_ehlo_tells_that_recipients_of_several_routes_do_not_go_together() -> None:
+    alone = dialogue(b"EHLO c.example")
+    grouped = dialogue(b"EHLO c.example", settings=replace(SETTINGS, has_recipient_groups=True))
+
+    assert b"LIMITS RCPTMAX=5\r\n" in alone.output
+    assert b"LIMITS RCPTMAX=5 RCPTDOMAINMAX=1\r\n" in grouped.output
 
 
 def test_a_pipelined_group_is_answered_in_one_go() -> None:
