@@ -68,7 +68,7 @@ class Header:
 
     def all(self, name: bytes) -> tuple[Field, ...]:
         """Every field of this lower-case name, top to bottom."""
-        return tuple(f for f in self.fields if f.name == name) if name in self._lower else ()
+        return tuple(f for f in self.fields if f.name == name) if self._lower.find(name) >= 0 else ()
 
     def has_more(self, name: bytes, count: int) -> bool:
         """Whether there are more than `count` fields of this lower-case name."""

@@ -162,6 +162,7 @@ _VERB_EHLO, _VERB_HELO, _VERB_DATA, _VERB_QUIT = Verb.EHLO, Verb.HELO, Verb.DATA
 
 _CONTENT_STATES = frozenset({_STATE_DATA, _STATE_CHUNK, _STATE_SKIP})
 _TRANSACTION_STATES = frozenset({_STATE_MAIL, _STATE_RCPT, _STATE_DATA, _STATE_BDAT, _STATE_CHUNK})
+_COMMAND_STATES = frozenset({_STATE_START, _STATE_READY, _STATE_MAIL, _STATE_RCPT, _STATE_BDAT})
 _SILENT_STATES = frozenset({_STATE_NEW, _STATE_TLS, _STATE_CLOSED})
 
 _NOT_READY_FOR_CONTENT = {
@@ -213,7 +214,7 @@ class Server:
         self._allow_bare_lf = allow_bare_lf
         self._state = _STATE_NEW
         self._buffer = b""
-        self._output: list[bytes] = []
+        self._output = b""
         self._due = _DUE_NOTHING
         self._offered: frozenset[Extension] = frozenset()
         self._smtputf8 = False  # of the open transaction
@@ -257,12 +258,8 @@ class Server:
 
     def take_output(self) -> bytes:
         """What is to be written now; empty when nothing is."""
-        output = self._output
-        if not output:
-            return b""
-        data = output[0] if len(output) == 1 else b"".join(output)
-        output.clear()
-        return data
+        output, self._output = self._output, b""
+        return output
 
     def open(self, refusal: Reply | None = None) -> None:
         """Greet the client, or refuse it with this reply and close (RFC 5321 3.1)."""
@@ -296,10 +293,10 @@ class Server:
         self.codes.append(250)
         if extensions is None:
             self._offered = frozenset()
-            self._output.append(f"250 {self._settings.hostname}\r\n".encode("ascii"))
+            self._output += f"250 {self._settings.hostname}\r\n".encode("ascii")
         else:
             self._offered = extensions.keywords
-            self._output.append(_announcement(self._settings, extensions, tls_active=self._tls_active))
+            self._output += _announcement(self._settings, extensions, tls_active=self._tls_active)
         if self._buffer:
             # RFC 2920 3.1: EHLO is the last of a group
             self.close("pipelining", reply.EARLY_TALKER)
@@ -380,28 +377,26 @@ class Server:
     def run(self) -> None:
         """Go on with what is buffered, until more input or an answer is awaited."""
         while not self._due:
-            state = self._state
-            if state in _CONTENT_STATES:
-                if not self._take_content():
+            if self._state in _COMMAND_STATES:
+                if not self._buffer:
                     return
-            elif state in _SILENT_STATES:
-                return
-            else:
                 line, crlf, rest = self._buffer.partition(b"\r\n")
                 # the usual line at once: complete, of a usual length, with no other line end in it
                 if (
                     crlf
                     and len(line) <= MAX_LINE - 2
                     and not self._skipping_line
-                    and b"\n" not in line
-                    and b"\r" not in line
+                    and line.find(b"\n") < 0
+                    and line.find(b"\r") < 0
                 ):
                     self._buffer = rest
                     self._obey(line)
-                elif not self._buffer or (unusual := self._unusual_line()) is None:
-                    return
-                else:
+                elif (unusual := self._unusual_line()) is not None:
                     self._obey(unusual)
+                else:
+                    return
+            elif self._state in _SILENT_STATES or not self._take_content():
+                return
 
     def _take_content(self) -> bool:
         """Look at what is buffered as content; False when more is needed."""
@@ -656,7 +651,7 @@ class Server:
 
     def _say(self, answer: Reply) -> None:
         self.codes.append(answer.code)
-        self._output.append(answer.wire)
+        self._output += answer.wire
 
 
 @lru_cache(maxsize=1)
