@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from gateway import plugins
 from gateway.adapters import memory
@@ -29,6 +29,7 @@ from gateway.adapters.relay import (
     SmtpRelay,
     TlsMode,
 )
+from gateway.adapters.relay.settings import Identity, Protocol
 from gateway.adapters.tls import CertificateError, ServerTls
 from gateway.channel import (
     Channel,
@@ -42,7 +43,7 @@ from gateway.channel import (
     State,
     open_channel,
 )
-from gateway.config import Config, ConfigError
+from gateway.config import Config, ConfigError, HostPort, Route
 from gateway.config.explain import print_problems
 from gateway.errors import GatewayError
 from gateway.gatekeeper import Gatekeeper, GatekeeperSettings
@@ -124,6 +125,7 @@ class Worker:
         self._parent_died = False
         self._channel: Channel | None = None
         self._listener: Listener | None = None
+        self._relay: SmtpRelay | None = None
         self._pushing: asyncio.TimerHandle | None = None
         self._state = State(listening=False, draining=False, policies_started=False)
 
@@ -142,7 +144,7 @@ class Worker:
         pipeline = self._pipeline()
         services = self._services
         try:
-            relay = SmtpRelay(
+            self._relay = relay = SmtpRelay(
                 relay_settings(config), clock=services.clock, log=services.log, metrics=services.metrics
             )
         except RelaySettingsError as exc:
@@ -218,14 +220,21 @@ class Worker:
             listening=changes.get("listening", state.listening),
             draining=changes.get("draining", state.draining),
             policies_started=changes.get("policies_started", state.policies_started),
+            detail=self._detail(),
         )
         assert self._channel is not None
         self._channel.send(self._state)
+
+    def _detail(self) -> dict[str, Json]:
+        """What /readyz shows of this worker, although it is no reason to get no mail."""
+        return {} if self._relay is None else {"relay": cast("Json", self._relay.state())}
 
     def _push(self) -> None:
         channel = self._channel
         assert channel is not None
         if channel.is_writable:
+            if self._detail() != self._state.detail:
+                self._say()
             channel.send(MetricsPush(self._metrics.snapshot()))
         self._pushing = asyncio.get_running_loop().call_later(_PUSH_S, self._push)
 
@@ -266,27 +275,9 @@ class Worker:
 def relay_settings(config: Config) -> RelaySettings:
     """[relay] as the relay takes it."""
     relay = config.relay
-    routes = tuple(
-        RouteSettings(
-            name=f"route{number}",
-            domains=route.domains,
-            hosts=tuple(
-                HostSettings(
-                    host=at.host,
-                    port=at.port,
-                    tls=TlsMode(route.tls),
-                    tls_name=route.tls_name,
-                    tls_ca_file=str(route.tls_ca_file or ""),
-                )
-                for at in route.downstream
-            ),
-            verify_recipients=route.verify_recipients,
-        )
-        for number, route in enumerate(relay.routes, 1)
-    )
     return RelaySettings(
         hostname=config.server.hostname,
-        routes=routes,
+        routes=tuple(_route_settings(name, route) for name, route in relay.named_routes),
         connect_timeout_s=relay.connect_timeout_s,
         reply_timeout_s=relay.reply_timeout_s,
         final_timeout_s=relay.final_timeout_s,
@@ -295,6 +286,27 @@ def relay_settings(config: Config) -> RelaySettings:
         idle_timeout_s=relay.idle_timeout_s,
         recipient_cache_s=relay.recipient_cache_s,
         recipient_cache_negative_s=relay.recipient_cache_negative_s,
+    )
+
+
+def _route_settings(name: str, route: Route) -> RouteSettings:
+    def host(at: HostPort) -> HostSettings:
+        return HostSettings(
+            host=at.host,
+            port=at.port,
+            tls=TlsMode(route.tls),
+            tls_name=route.tls_name,
+            tls_ca_file=str(route.tls_ca_file or ""),
+            tls_implicit=route.tls_implicit,
+        )
+
+    return RouteSettings(
+        name=name,
+        domains=route.domains,
+        groups=tuple(tuple(map(host, group)) for group in route.downstream),
+        verify_recipients=route.verify_recipients,
+        protocol=Protocol(route.protocol),
+        identity=Identity(route.identity),
     )
 
 
@@ -314,16 +326,19 @@ def gatekeeper_settings(config: Config) -> GatekeeperSettings:
 
 def server_settings(config: Config) -> ServerSettings:
     """What the SMTP engine takes of the configuration."""
-    server = config.server
+    server, routes = config.server, config.relay.routes
+    # DESIGN.md section 6: LMTP answers for each recipient behind the dot, so a transaction has one
+    is_lmtp = all(Protocol(route.protocol) is Protocol.LMTP for route in routes)
     return ServerSettings(
         hostname=server.hostname,
         max_message_bytes=server.max_message_bytes,
-        max_recipients=server.max_recipients,
+        max_recipients=1 if is_lmtp else server.max_recipients,
         max_errors=server.max_errors,
         max_commands_without_mail=server.max_commands_without_mail,
         max_unknown_recipients=server.max_unknown_recipients,
         max_line_bytes=server.max_line_bytes,
         has_tls=server.tls.cert_file is not None,
+        has_recipient_groups=len(routes) > 1,
     )
 
 

@@ -151,7 +151,8 @@ def check_config(given: Given, as_json: bool) -> int:  # noqa: FBT001 - click pa
         "listen_tls": [str(address) for address in config.server.listen_tls],
         "domains": [*config.relay.domains],
         "routes": [
-            f"{', '.join(route.domains)} to {', '.join(map(str, route.downstream))}"
+            f"{', '.join(route.domains)} to "
+            + ", else ".join(", ".join(map(str, group)) for group in route.downstream)
             for route in config.relay.routes
         ],
         "policies": [each.name for each in planned],

@@ -1,7 +1,8 @@
 """A gateway of one supervisor and fake workers, as a program: `python fake_worker.py BEHAVIOUR [KEY=VALUE...]`.
 
-A fake worker greets each connection with its pid and obeys one word, `die`, `refuse` or `garble`, or waits for the
-client to go. It drains as a worker should: it accepts nothing more, and ends after its last connection.
+A fake worker greets each connection with its pid and obeys one word, `die`, `refuse`, `garble` or `lose-downstream`,
+or waits for the client to go. It drains as a worker should: it accepts nothing more, and ends after its last
+connection.
 """
 
 from __future__ import annotations
@@ -54,10 +55,21 @@ class FakeWorker:
         metrics = self._metrics = ProcessMetrics()
         metrics.counters("mxgate_fakes_total", "Fake workers that started").labels().inc()
         metrics.gauges("mxgate_fakes", "Fake workers").labels().set(1)
-        self._say(State(listening=True, draining=False, policies_started=self._behaviour != "never-ready"))
+        self._is_downstream_up = True
+        self._say_how_it_is()
         self._push()
         await self._ended.wait()
         return 0
+
+    def _say_how_it_is(self) -> None:
+        self._say(
+            State(
+                listening=True,
+                draining=False,
+                policies_started=self._behaviour != "never-ready",
+                detail={"relay": {"is_up": self._is_downstream_up}},
+            )
+        )
 
     def _push(self) -> None:
         self._channel.send(MetricsPush(self._metrics.snapshot()))
@@ -75,6 +87,9 @@ class FakeWorker:
                 os.kill(os.getpid(), signal.SIGKILL)
             case b"refuse\n":
                 os._exit(78)
+            case b"lose-downstream\n":
+                self._is_downstream_up = False
+                self._say_how_it_is()
             case b"garble\n":
                 transport = self._channel._transport
                 assert transport is not None

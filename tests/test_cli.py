@@ -58,6 +58,17 @@ def test_check_config_says_what_was_found(file: Path) -> None:
     )
 
 
+def test_check_config_says_which_downstreams_stand_in_for_which(file: Path) -> None:
+    more = """
+    [[relay.routes]]
+    domains = ["example.net"]
+    downstream = [["mta:25", "mta2:25"], ["192.0.2.9:25"]]
+    """
+    file.write_text(CONFIG + more)
+    routes = json.loads(run("check-config", "--json", "--config", file).stdout)["routes"]
+    assert routes == ["* to 192.0.2.5:25", "example.net to mta:25, mta2:25, else 192.0.2.9:25"]
+
+
 def test_check_config_warns_of_what_is_allowed_but_odd(file: Path) -> None:
     more = """
     [policy.greylits]

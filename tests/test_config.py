@@ -165,10 +165,12 @@ def test_a_configuration_can_be_made_in_code() -> None:
         server=Server(
             hostname="mx.example.org", listen=(address,), spool_dir=Path("/x"), allow_bare_lf_from=(network,)
         ),
-        relay=Relay(domains=("example.org",), routes=(Route(downstream=(address,)),)),
+        relay=Relay(domains=("example.org",), routes=(Route(downstream=((address,),)),)),
         dns=Dns(nameservers=(address,)),
     )
-    assert config.server.listen == config.relay.routes[0].downstream == config.dns.nameservers == (address,)
+    assert (
+        config.server.listen == config.relay.routes[0].downstream[0] == config.dns.nameservers == (address,)
+    )
     assert config.server.allow_bare_lf_from == (network,)
     assert str(config.origin(("server", "listen"))) == "default"
     assert config.written(("state", "url")) is None
@@ -205,7 +207,61 @@ def test_domains_are_lower_case_a_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["mta", "mta_1.internal", "Mail.Example.org", "localhost"])
 def test_a_downstream_may_be_a_host_name(tmp_path: Path, host: str) -> None:
     config = load(written(tmp_path, MINIMAL.replace("192.0.2.5", host)), environ={})
-    assert config.relay.routes[0].downstream == (HostPort(host.lower(), 25),)
+    assert config.relay.routes[0].downstream == ((HostPort(host.lower(), 25),),)
+
+
+A, B, C = (HostPort(f"192.0.2.{last}", 25) for last in (5, 6, 7))
+
+
+@pytest.mark.parametrize(
+    ("downstream", "groups"),
+    [
+        ('["192.0.2.5:25"]', ((A,),)),
+        ('["192.0.2.5:25", "192.0.2.6:25"]', ((A, B),)),
+        ('[["192.0.2.5:25", "192.0.2.6:25"]]', ((A, B),)),
+        ('[["192.0.2.5:25", "192.0.2.6:25"], ["192.0.2.7:25"]]', ((A, B), (C,))),
+        ('[["192.0.2.5:25"], ["192.0.2.6:25"], ["192.0.2.7:25"]]', ((A,), (B,), (C,))),
+    ],
+)
+def test_downstreams_are_groups_in_order_of_preference(
+    tmp_path: Path, downstream: str, groups: tuple[tuple[HostPort, ...], ...]
+) -> None:
+    config = load(written(tmp_path, MINIMAL.replace('["192.0.2.5:25"]', downstream)), environ={})
+    assert config.relay.routes[0].downstream == groups
+
+
+def with_routes(*routes: str) -> str:
+    """The minimal file with these routes, each a line of its own, the first on line 3."""
+    lines = ",\n  ".join(routes)
+    return f"{MINIMAL.partition('relay.routes')[0]}relay.routes = [ {lines} ]"
+
+
+HERE = 'downstream = ["192.0.2.5:25"]'
+
+
+def test_routes_have_the_names_that_they_are_given_or_that_of_their_place(tmp_path: Path) -> None:
+    text = with_routes(
+        f'{{ domains = ["a.example"], {HERE} }}',
+        f'{{ name = "mail_box-2", domains = [".b.example"], {HERE} }}',
+        f'{{ name = "", {HERE} }}',
+    )
+    named = load(written(tmp_path, text), environ={}).relay.named_routes
+    assert [(name, route.domains) for name, route in named] == [
+        ("route1", ("a.example",)),
+        ("mail_box-2", (".b.example",)),
+        ("route3", ("*",)),
+    ]
+
+
+@pytest.mark.parametrize("identity", ["none", "xforward", "xclient", "proxy-v2"])
+@pytest.mark.parametrize("protocol", ["smtp", "lmtp"])
+@pytest.mark.parametrize("tls", ["tls = 'none'", "tls = 'encrypt', tls_implicit = true"])
+def test_identity_protocol_and_tls_go_together_as_one_likes(
+    tmp_path: Path, identity: str, protocol: str, tls: str
+) -> None:
+    text = with_routes(f"{{ {HERE}, identity = '{identity}', protocol = '{protocol}', {tls} }}")
+    (route,) = load(written(tmp_path, text), environ={}).relay.routes
+    assert (route.identity, route.protocol) == (identity, protocol)
 
 
 # What is refused
@@ -299,6 +355,116 @@ def test_a_bad_downstream_is_refused(tmp_path: Path, address: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("downstream", "path", "message"),
+    [
+        ("[]", "", "must not be empty"),
+        ("'mta:25'", "", "must be a list"),
+        ("[25]", "[0]", "must be a string"),
+        ("['mta:25',\n[]]", "[1]", "must not be empty"),
+        ("['mta:25',\n['mta2:25']]", "", "must hold either addresses or groups of addresses, not both"),
+        ("[['mta:25',\n'mta2:0']]", "[0][1]", "port 0 is outside 1..65535"),
+        ("[['mta:0']]", "[0][0]", "port 0 is outside 1..65535"),
+        ("[['mta:25'],\n['mta2:25', 25]]", "[1][1]", "must be a string"),
+        ("[['mta:25'],\n[['mta2:25']]]", "[1][0]", "must be a string"),
+        ("['mta:25',\n'MTA:25']", "[1]", "mta:25 is listed twice"),
+        ("[['mta:25', 'mta2:25'],\n['mta:25']]", "[1][0]", "mta:25 is listed twice"),
+    ],
+)
+def test_a_list_of_downstreams_that_is_none_is_refused_at_its_line(
+    tmp_path: Path, downstream: str, path: str, message: str
+) -> None:
+    (problem,) = problems(tmp_path, MINIMAL.replace('["192.0.2.5:25"]', downstream))
+    assert (problem.path, problem.message) == (f"relay.routes[0].downstream{path}", message)
+    assert problem.origin.line == (4 if path in ("[1]", "[0][1]", "[1][0]", "[1][1]") else 3)
+
+
+@pytest.mark.parametrize(
+    ("routes", "path", "message", "line"),
+    [
+        ([f"{{ {HERE} }}", f"{{ {HERE} }}"], "relay.routes[1].domains[0]", "* is in route1 already", 4),
+        (
+            [f'{{ name = "in", domains = ["*", "example.net", "EXAMPLE.net"], {HERE} }}'],
+            "relay.routes[0].domains[2]",
+            "example.net is in in already",
+            3,
+        ),
+        (
+            [f"{{ {HERE} }}", f'{{ name = "route1", domains = ["example.net"], {HERE} }}'],
+            "relay.routes[1].name",
+            "another route has the name route1",
+            4,
+        ),
+        (
+            [f'{{ name = "Route 1", {HERE} }}'],
+            "relay.routes[0].name",
+            "must match ^[a-z0-9_-]{0,63}$",
+            3,
+        ),
+        (
+            [f"{{ {HERE}, tls_implicit = true }}"],
+            "relay.routes[0].tls_implicit",
+            'needs tls = "encrypt" or tls = "verify"',
+            3,
+        ),
+        (
+            [f"{{ {HERE}, tls = 'none', tls_implicit = true }}"],
+            "relay.routes[0].tls_implicit",
+            'needs tls = "encrypt" or tls = "verify"',
+            3,
+        ),
+        (
+            [f"{{ {HERE}, tls = 'encrypt', tls_ca_file = '/etc/ca.pem' }}"],
+            "relay.routes[0].tls_ca_file",
+            'checks nothing without tls = "verify"',
+            3,
+        ),
+        (
+            [f"{{ {HERE}, identity = 'proxy' }}"],
+            "relay.routes[0].identity",
+            "must be one of none, xclient, xforward, proxy-v2; did you mean proxy-v2?",
+            3,
+        ),
+    ],
+)
+def test_a_route_that_contradicts_itself_or_another_is_refused_at_its_line(
+    tmp_path: Path, routes: list[str], path: str, message: str, line: int
+) -> None:
+    (problem,) = problems(tmp_path, with_routes(*routes))
+    assert (problem.path, problem.message, problem.origin.line) == (path, message, line)
+
+
+@pytest.mark.parametrize(
+    ("domain", "patterns", "is_routed"),
+    [
+        ("example.org", ["example.org"], True),
+        ("example.org", [".org"], True),
+        ("example.org", ["*"], True),
+        ("mx.example.org", [".example.org"], True),
+        (".example.org", [".example.org"], True),
+        (".example.org", [".org"], True),
+        ("example.org", [".example.org"], False),
+        ("example.org", ["example.net"], False),
+        (".example.org", ["example.org"], False),
+        ("mx.example.org", ["example.org"], False),
+    ],
+)
+def test_every_domain_has_a_route(tmp_path: Path, domain: str, patterns: list[str], is_routed: bool) -> None:
+    text = with_routes(f"{{ domains = {patterns}, {HERE} }}").replace('["example.org"]', f"['{domain}']")
+    path = written(tmp_path, text)
+    if is_routed:
+        assert load(path, environ={}).relay.domains == (domain,)
+        return
+    with pytest.raises(ConfigError) as caught:
+        load(path, environ={})
+    (problem,) = caught.value.problems
+    assert (problem.path, problem.message, problem.origin.line) == (
+        "relay.domains[0]",
+        f"no route takes mail for {domain}",
+        2,
+    )
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "redis",
@@ -367,21 +533,6 @@ def test_a_part_that_is_not_built_yet_is_refused(tmp_path: Path, line: str, path
     (message,) = messages(tmp_path, line).items()
     assert message[0] == path
     assert message[1].endswith("is not available in this version")
-
-
-@pytest.mark.parametrize(
-    ("route", "path"),
-    [
-        ('{ downstream = ["192.0.2.5:25", "192.0.2.6:25"] }', "relay.routes[0].downstream"),
-        ('{ downstream = ["192.0.2.5:25"], protocol = "lmtp" }', "relay.routes[0].protocol"),
-        ('{ downstream = ["192.0.2.5:25"], identity = "xclient" }', "relay.routes[0].identity"),
-        ('{ downstream = ["192.0.2.5:25"] }, { downstream = ["192.0.2.6:25"] }', "relay.routes"),
-    ],
-)
-def test_a_route_that_is_not_built_yet_is_refused(tmp_path: Path, route: str, path: str) -> None:
-    (problem,) = problems(tmp_path, MINIMAL.replace('{ downstream = ["192.0.2.5:25"] }', route))
-    assert problem.path == path
-    assert problem.message.endswith("is not available in this version")
 
 
 @pytest.mark.parametrize(
@@ -580,7 +731,7 @@ def test_a_variable_that_is_not_set_is_named(tmp_path: Path) -> None:
 
 def test_a_variable_is_filled_in_inside_lists(tmp_path: Path) -> None:
     path = written(tmp_path, MINIMAL.replace("192.0.2.5", "${MTA}"))
-    assert load(path, environ={"MTA": "mta"}).relay.routes[0].downstream == (HostPort("mta", 25),)
+    assert load(path, environ={"MTA": "mta"}).relay.routes[0].downstream == ((HostPort("mta", 25),),)
 
 
 # Secrets

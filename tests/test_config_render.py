@@ -3,6 +3,7 @@
 import json
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +54,22 @@ def test_what_is_shown_can_be_loaded_again(tmp_path: Path) -> None:
         "".join(f"{'.'.join(map(str, key.path))} = {toml_value(key.value)}\n" for key in show(config))
     )
     assert load(path, environ={}).model_dump() == config.model_dump()
+
+
+def test_downstreams_are_shown_as_they_would_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "mxgate.toml"
+    for downstream in (["mta:25", "[2001:db8::1]:25"], [["mta:25"], ["mta2:25", "192.0.2.1:25"]]):
+        path.write_text(
+            EXAMPLE.read_text().replace('downstream = ["10.0.0.5:25"]', f"downstream = {downstream}")
+        )
+        routes: Any = shown(load(path, environ={}))["relay.routes"]
+        assert routes[0]["downstream"] == downstream
+
+
+def test_the_schema_takes_downstreams_and_groups_of_them() -> None:
+    downstream = json_schema()["$defs"]["Route"]["properties"]["downstream"]
+    assert [each["items"]["type"] for each in downstream["anyOf"]] == ["string", "array"]
+    assert downstream["description"].startswith("Downstream MTAs")
 
 
 def test_secrets_are_hidden_and_variables_are_shown_as_written(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_serves_and_says_so(start: Start) -> None:
                 "listening": True,
                 "draining": False,
                 "policies_started": True,
-                "detail": {},
+                "detail": {"relay": {"is_up": True}},
             }
         ],
     }
@@ -203,6 +203,21 @@ def test_serves_and_says_so(start: Start) -> None:
     assert metrics["mxgate_fakes_total"] == 1
     assert abs(metrics["mxgate_start_time_seconds"] - time.time()) < 3600
     assert any(name.startswith("mxgate_build_info{") for name in metrics)
+
+
+def test_an_ill_downstream_is_shown_for_its_worker_and_is_no_reason_to_get_no_mail(start: Start) -> None:
+    gateway = start(workers=2)
+    gateway.wait_ready()
+    pid = gateway.tell(b"lose-downstream")
+
+    def shown() -> dict[int, Any]:
+        status, body = gateway.ask("/readyz")
+        assert (status, body["ready"], body["reasons"]) == (200, True, [])
+        return {worker["pid"]: worker["detail"] for worker in body["workers"]}
+
+    wait_until(lambda: shown()[pid] == {"relay": {"is_up": False}})
+    (other,) = (detail for each, detail in shown().items() if each != pid)
+    assert other == {"relay": {"is_up": True}}
 
 
 @pytest.mark.parametrize("restarted", [False, True])

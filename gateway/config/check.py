@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ssl
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gateway.config.errors import ConfigError, KeyPath
-from gateway.config.model import RELAY_GUARD, Config, Identity, Mode, PolicySection, Protocol, RouteTls
+from gateway.config.model import RELAY_GUARD, Config, Mode, PolicySection, Relay, Route, RouteTls
+from gateway.config.values import HostPort
 from gateway.policy import OnError
 
 # Key, what asks for a part that does not exist yet, and its name. Delete a row when its part is built.
@@ -21,18 +22,6 @@ NOT_BUILT: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("server.workers", lambda workers: workers != 1, "more than one worker"),
     ("server.proxy_protocol_from", bool, "the PROXY protocol"),
     ("server.max_new_connections_per_client_per_minute", bool, "a limit of new connections"),
-    ("relay.routes", lambda routes: len(routes) > 1, "more than one route"),
-    (
-        "relay.routes.*.downstream",
-        lambda downstream: len(downstream) > 1,
-        "more than one downstream of a route",
-    ),
-    ("relay.routes.*.protocol", lambda protocol: protocol is Protocol.LMTP, "LMTP"),
-    (
-        "relay.routes.*.identity",
-        lambda identity: identity is not Identity.NONE,
-        "passing on the client's identity",
-    ),
     ("pipeline.observe", bool, "a dry run"),
     ("policy.*.mode", lambda mode: mode is Mode.OBSERVE, "observe mode"),
     ("policy.*.exempt", bool, "an exemption"),
@@ -47,7 +36,12 @@ def contradictions(config: Config) -> dict[KeyPath, str]:
     """Everything that is wrong although each table for itself is right: one message for a path."""
     found: dict[KeyPath, str] = {}
     guard = config.policy.get(RELAY_GUARD, PolicySection())
-    for path, message in (*_unserviceable(config), *_unsafe_relay_guard(guard), *_not_built(config)):
+    for path, message in (
+        *_unserviceable(config),
+        *_contradictory_routes(config.relay),
+        *_unsafe_relay_guard(guard),
+        *_not_built(config),
+    ):
         found.setdefault(path, message)
     return found
 
@@ -69,6 +63,47 @@ def _unserviceable(config: Config) -> Iterator[Finding]:
         )
     if not config.relay.routes:
         yield ("relay", "routes"), "no route; say where mail goes: [[relay.routes]] with downstream"
+
+
+def _contradictory_routes(relay: Relay) -> Iterator[Finding]:
+    names: set[str] = set()
+    taken: dict[str, str] = {}  # domain -> route
+    for index, (name, route) in enumerate(relay.named_routes):
+        path = ("relay", "routes", index)
+        if name in names:
+            yield (*path, "name"), f"another route has the name {name}"
+        names.add(name)
+        for place, domain in enumerate(route.domains):
+            if domain in taken:
+                yield (*path, "domains", place), f"{domain} is in {taken[domain]} already"
+            taken.setdefault(domain, name)
+        yield from ((path + below, message) for below, message in _contradictory_route(route))
+    if relay.routes:
+        for place, domain in enumerate(relay.domains):
+            if not _is_routed(domain, taken):
+                yield ("relay", "domains", place), f"no route takes mail for {domain}"
+
+
+def _contradictory_route(route: Route) -> Iterator[Finding]:
+    seen: set[HostPort] = set()
+    for at, group in enumerate(route.downstream):
+        for place, host in enumerate(group):
+            if host in seen:
+                path = (place,) if len(route.downstream) == 1 else (at, place)
+                yield ("downstream", *path), f"{host} is listed twice"
+            seen.add(host)
+    if route.tls_implicit and route.tls not in (RouteTls.ENCRYPT, RouteTls.VERIFY):
+        yield ("tls_implicit",), 'needs tls = "encrypt" or tls = "verify"'
+    if route.tls_ca_file and route.tls is not RouteTls.VERIFY:
+        yield ("tls_ca_file",), 'checks nothing without tls = "verify"'
+
+
+def _is_routed(domain: str, patterns: Container[str]) -> bool:
+    """Whether a domain, or all below it where it is written as ".parent", has a route."""
+    # "a.b.c", ".b.c", ".c": as the relay looks for a route
+    labels = domain.split(".")
+    parents = ("." + ".".join(labels[begin:]) for begin in range(1, len(labels)))
+    return any(pattern in patterns for pattern in (domain, *parents, "*"))
 
 
 def _not_built(config: Config) -> Iterator[Finding]:

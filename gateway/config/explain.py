@@ -44,7 +44,7 @@ def explain(error: ValidationError, kind: type, data: object) -> dict[KeyPath, s
     details = [(_path_in(data, detail, kind), detail) for detail in error.errors(include_url=False)]
     for path, detail in details:
         # pydantic counts the good elements only: a list with a bad one is then also "too short".
-        if detail["type"] == "too_short" and any(path == other[:-1] for other, _ in details):
+        if detail["type"] == "too_short" and any(path in (other[:-1], other[:-2]) for other, _ in details):
             continue
         messages.setdefault(path, []).append(_message(detail, kind, path))
     # Several messages for one path are the members of a union: any of them would do.

@@ -21,7 +21,7 @@ from gateway.config.values import (
     DomainName,
     DomainOrSubdomains,
     DomainPattern,
-    Downstream,
+    Downstreams,
     HostPort,
     Integer,
     Listen,
@@ -177,23 +177,47 @@ class Server(Section):
     tls: ServerTls = ServerTls()
 
 
+# A value of a metric's label, and a word of the log.
+RouteName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{0,63}$")]
+
+
 class Route(Section):
     """`[[relay.routes]]`: where mail for some domains goes."""
 
+    name: RouteName = _key(
+        "",
+        "Name in metrics, log and `/readyz` (lower-case letters, digits, `_`, `-`); empty: `route1`, `route2`, ... "
+        "in the order of the routes.",
+    )
     domains: tuple[DomainPattern, ...] = _key(
         ("*",),
-        "Recipient domains of this route: `example.org`, `.example.org` (subdomains), `*`.",
+        "Recipient domains of this route: `example.org`, `.example.org` (subdomains), `*` (the rest).",
         min_length=1,
     )
-    downstream: tuple[Downstream, ...] = Field(
-        description="Downstream MTAs, `192.0.2.1:25` or `mta.example.org:25`.", min_length=1
+    downstream: Downstreams = Field(
+        description="Downstream MTAs that share the mail: `["
+        '"192.0.2.1:25", "mta.example.org:25"]`. Groups of them, the preferred one first: '
+        '`[["192.0.2.1:25", "192.0.2.2:25"], ["198.51.100.1:25"]]`; a group gets mail while all before it are down.'
     )
-    protocol: Protocol = _key(Protocol.SMTP, "What the downstream speaks.")
-    identity: Identity = _key(Identity.NONE, "How the downstream learns the client's address.")
+    protocol: Protocol = _key(
+        Protocol.SMTP, "What the downstream speaks; `lmtp` (RFC 2033) takes one recipient in a transaction."
+    )
+    identity: Identity = _key(
+        Identity.NONE,
+        "How the downstream learns the client's address and name. `xforward`: for its log, where it offers that; "
+        "`xclient`: as if the client had come to it directly, and no mail where it is not offered; `proxy-v2`: the "
+        "same by a PROXY header, which the downstream must expect. With the last two each client has connections of "
+        "its own. The downstream must be set up to trust the gateway so far.",
+    )
     verify_recipients: bool = _key(True, "Ask the downstream about each recipient at RCPT.", strict=True)
     tls: RouteTls = _key(
         RouteTls.OPPORTUNISTIC,
         "`opportunistic`: when offered; `encrypt`: required; `verify`: required, with a valid certificate.",
+    )
+    tls_implicit: bool = _key(
+        False,
+        "TLS from the first byte instead of STARTTLS (port 465); with `tls` `encrypt` or `verify`.",
+        strict=True,
     )
     tls_ca_file: OptionalPath = _key(None, "PEM file with the CAs that `verify` trusts; empty: the system's.")
     tls_name: str = _key("", "Name that the certificate must carry; empty: the host name of the downstream.")
@@ -213,7 +237,12 @@ class Relay(Section):
     max_connections_per_host: Integer = _key(
         50, "Connections at once to one downstream host.", ge=1, le=10_000
     )
-    connect_timeout_s: Seconds = _key(10.0, "Wait for a downstream's connection and banner.", gt=0, le=300)
+    connect_timeout_s: Seconds = _key(
+        10.0,
+        "Wait for a downstream's connection, and again for its TLS, banner and EHLO; then the next one is tried.",
+        gt=0,
+        le=300,
+    )
     reply_timeout_s: Seconds = _key(60.0, "Wait for a downstream's reply to a command.", gt=0, le=300)
     # RFC 5321 4.5.3.2.6 gives the end of data 10 minutes; our own client waits as long for us.
     final_timeout_s: Seconds = _key(
@@ -225,6 +254,11 @@ class Relay(Section):
         60.0, "Remember that a recipient does not exist; 0: never.", ge=0, le=86_400
     )
     routes: tuple[Route, ...] = ()
+
+    @property
+    def named_routes(self) -> tuple[tuple[str, Route], ...]:
+        """The routes with their names, given or by place."""
+        return tuple((route.name or f"route{place}", route) for place, route in enumerate(self.routes, 1))
 
 
 class Dns(Section):

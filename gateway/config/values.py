@@ -9,9 +9,18 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+)
 
 from gateway.config.errors import did_you_mean
 from gateway.smtp.address import AddressError, Domain
@@ -96,6 +105,25 @@ def parse_downstream(value: object) -> HostPort:
     if len(host) > 253 or not _HOST_NAME.fullmatch(host) or _NUMERIC.fullmatch(host):
         raise ValueError(f"{host!r} is neither an IP address nor a host name")
     return HostPort(host.lower(), port)
+
+
+def _host_or_group(value: object, group: ValidatorFunctionWrapHandler) -> Any:
+    return group(value) if isinstance(value, list | tuple) else parse_downstream(value)
+
+
+def _groups(value: tuple[Any, ...]) -> tuple[tuple[HostPort, ...], ...]:
+    """What was written as hosts is one group."""
+    hosts = sum(isinstance(each, HostPort) for each in value)
+    if hosts == len(value):
+        return (value,)
+    if hosts:
+        raise ValueError("must hold either addresses or groups of addresses, not both")
+    return value
+
+
+def _written_groups(groups: tuple[tuple[HostPort, ...], ...]) -> list[Any]:
+    written = [[str(host) for host in group] for group in groups]
+    return written[0] if len(written) == 1 else written
 
 
 def parse_network(value: object) -> Network:
@@ -203,6 +231,23 @@ Nameserver = Annotated[
 Downstream = Annotated[
     HostPort, PlainValidator(parse_downstream), _AS_TEXT, _json("string", examples=["192.0.2.1:25"])
 ]
+_GROUP_SCHEMA = {"type": "array", "minItems": 1, "items": {"type": "string"}}
+Downstreams = Annotated[
+    tuple[
+        Annotated[tuple[Downstream, ...], Field(min_length=1), WrapValidator(_host_or_group)],
+        ...,
+    ],
+    Field(min_length=1),
+    AfterValidator(_groups),
+    PlainSerializer(_written_groups),
+    WithJsonSchema(
+        {
+            "anyOf": [_GROUP_SCHEMA, {**_GROUP_SCHEMA, "items": _GROUP_SCHEMA}],
+            "examples": [["192.0.2.1:25"], [["192.0.2.1:25", "192.0.2.2:25"], ["198.51.100.1:25"]]],
+        }
+    ),
+]
+"""Groups of hosts in order of preference; one group may be written as a plain list of hosts."""
 Networks = Annotated[
     Network, PlainValidator(parse_network), _AS_TEXT, _json("string", examples=["192.0.2.0/24"])
 ]

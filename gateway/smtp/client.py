@@ -1,6 +1,7 @@
 """The sending side of SMTP: replies of a downstream, what it offers, our commands, and the dialogue of one transaction.
 
-RFC 5321 4.2 (replies), 4.5.2 (transparency), 1870 (SIZE), 2920 (PIPELINING), 3461 (DSN), 6152 (8BITMIME), 6531.
+RFC 5321 4.2 (replies), 4.5.2 (transparency), 1870 (SIZE), 2033 (LMTP), 2920 (PIPELINING), 3461 (DSN), 6152 (8BITMIME),
+6531, 9422 (LIMITS); Postfix's XCLIENT_README and XFORWARD_README; the PROXY protocol, version 2, of HAProxy.
 
 Pure: bytes and replies in, bytes and an outcome out; no sockets, no clock. adapters/relay does the I/O:
 
@@ -18,19 +19,22 @@ What a downstream says is as hostile as what a client says: it becomes a ServerR
 in the end an Outcome whose reply for our client has a class that the rules of DESIGN.md section 6 allow. An Outcome
 with `stored` exists only for a 2xx reply that came after the dot.
 
-LMTP will differ in the greeting and in the number of replies after the dot; XCLIENT, XFORWARD in what precedes MAIL.
+LMTP differs in its greeting only: a transaction there has one recipient, so one reply follows the dot.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from gateway.errors import GatewayError
-from gateway.session import BodyType, Envelope, Recipient
+from gateway.session import BodyType, Envelope, Recipient, Session
 from gateway.smtp.reply import (
     DOWNSTREAM_TROUBLE,
     FINAL_REPLY_LOST,
@@ -48,9 +52,13 @@ MAX_SIZE_DIGITS = 20
 _CODES = {b"%d" % code: code for code in range(100, 600)}
 _SEPARATORS = (b" ", b"-", b"")
 _ENHANCED_HEAD = re.compile(rb"[245]\.\d{1,3}\.\d{1,3} ")
+# RFC 5321 4.5.3.1.10 has 452 for "too many recipients", RFC 3463 3.6 X.5.3 for the same
+_TOO_MANY_RECIPIENTS = re.compile(rb"4\.5\.3(?:\s|$)|(?![245]\.\d{1,3}\.\d{1,3}(?:\s|$))")
 # RFC 5321 4.2, 3.3: 2yz in one line for MAIL and each RCPT, then 354
 _GO_AHEAD = re.compile(rb"(?:2\d\d [^\n]{0,1000}\n)++354 [^\n]{0,1000}\n")
 _PARAMETER_VALUE = re.compile(r"[^\x00-\x20\x7f]+")
+# RFC 9422: rcptmax-value = %x31-39 0*5DIGIT
+_RCPTMAX = re.compile(r"RCPTMAX=([1-9][0-9]{0,5})", re.ASCII | re.IGNORECASE)
 
 END_OF_CONTENT = b".\r\n"
 DATA = b"DATA\r\n"
@@ -86,6 +94,11 @@ class ServerReply(NamedTuple):
     def is_refusal(self) -> bool:
         """A 4yz or 5yz reply."""
         return self.code >= 400
+
+    @property
+    def is_too_many_recipients(self) -> bool:
+        """452 4.5.3, or 452 without an enhanced code: the transaction has as many recipients as it may have."""
+        return self.code == 452 and _TOO_MANY_RECIPIENTS.match(self.lines[0]) is not None
 
     def for_client(self) -> Reply:
         """The same for our client: printable ASCII, one line. Only for 2yz, 4yz and 5yz.
@@ -177,7 +190,12 @@ class ReplyReader:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a downstream offered at EHLO. `size` is None without SIZE, 0 for SIZE without a limit (RFC 1870 4)."""
+    """What a downstream offered at EHLO or LHLO.
+
+    `size` is None without SIZE, 0 for SIZE without a limit (RFC 1870 4). `max_recipients` is the RCPTMAX of LIMITS
+    (RFC 9422), 0 when nothing was said. `xforward` and `xclient` are the names of the attributes that it takes, in
+    upper case; empty when the command is not offered.
+    """
 
     pipelining: bool = False
     eightbitmime: bool = False
@@ -185,10 +203,13 @@ class Capabilities:
     dsn: bool = False
     starttls: bool = False
     size: int | None = None
+    max_recipients: int = 0
+    xforward: frozenset[str] = frozenset()
+    xclient: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, reply: ServerReply) -> Capabilities:
-        """From a positive reply to EHLO; what is not understood is not offered. HELO's reply offers nothing."""
+        """From a positive reply to EHLO or LHLO; what is not understood is not offered. HELO's reply offers nothing."""
         offered: dict[str, str] = {}
         # RFC 5321 4.1.1.1: the first line greets, each other one is a keyword with its parameters
         for line in reply.lines[1:]:
@@ -201,7 +222,16 @@ class Capabilities:
             dsn="DSN" in offered,
             starttls="STARTTLS" in offered,
             size=_size(offered["SIZE"]) if "SIZE" in offered else None,
+            max_recipients=_rcptmax(offered.get("LIMITS", "")),
+            xforward=frozenset(offered.get("XFORWARD", "").upper().split()),
+            xclient=frozenset(offered.get("XCLIENT", "").upper().split()),
         )
+
+
+def _rcptmax(limits: str) -> int:
+    # RFC 9422: names with values, blanks between; what is not understood is ignored
+    found = (_RCPTMAX.fullmatch(limit) for limit in limits.split())
+    return min((int(limit[1]) for limit in found if limit), default=0)
 
 
 def _size(digits: str) -> int:
@@ -224,6 +254,11 @@ def helo_command(hostname: str) -> bytes:
     return _command(f"HELO {hostname}")
 
 
+def lhlo_command(hostname: str) -> bytes:
+    """LHLO with our own name, instead of EHLO (RFC 2033 4.1)."""
+    return _command(f"LHLO {hostname}")
+
+
 def mail_command(envelope: Envelope, capabilities: Capabilities, size_bytes: int) -> bytes:
     """MAIL with the parameters that were offered. `size_bytes` 0 is an unknown size.
 
@@ -238,17 +273,19 @@ def rcpt_command(rcpt: Recipient, capabilities: Capabilities) -> bytes:
     return _command(_rcpt_line(rcpt, capabilities))
 
 
-def transaction_commands(envelope: Envelope, capabilities: Capabilities, size_bytes: int) -> bytes:
-    """MAIL, each RCPT and DATA as one group (RFC 2920 3.1)."""
+def transaction_commands(
+    envelope: Envelope, capabilities: Capabilities, size_bytes: int, before: bytes = b""
+) -> bytes:
+    """MAIL, each RCPT and DATA as one group (RFC 2920 3.1), the commands `before` in front."""
     lines = _mail_line(envelope, capabilities, size_bytes)
     for rcpt in envelope.rcpts:
         lines += "\r\n" + _rcpt_line(rcpt, capabilities)
     wire = lines.encode()
     # each RCPT has brought one CRLF, and nothing else may
     count = len(envelope.rcpts)
-    if wire.count(b"\r") != count or wire.count(b"\n") != count or b"\0" in wire:
+    if wire.count(b"\r") != count or wire.count(b"\n") != count or wire.find(b"\0") >= 0:
         raise ValueError(f"CR, LF or NUL in the commands {lines!a}")
-    return wire + b"\r\n" + DATA
+    return before + wire + b"\r\n" + DATA
 
 
 def _mail_line(envelope: Envelope, capabilities: Capabilities, size_bytes: int) -> str:
@@ -283,10 +320,112 @@ def _parameter(keyword: str, value: str) -> str:
 
 def _command(line: str) -> bytes:
     wire = line.encode()
-    # three scans by memchr: a pattern takes ten times as long
-    if b"\r" in wire or b"\n" in wire or b"\0" in wire:
+    # three scans by memchr: a pattern takes ten times as long, and `in` makes an exception inside before it looks
+    if wire.find(b"\r") >= 0 or wire.find(b"\n") >= 0 or wire.find(b"\0") >= 0:
         raise ValueError(f"CR, LF or NUL in the command {line!a}")
     return wire + b"\r\n"
+
+
+# --- who the client is ---------------------------------------------------------------------------------
+# What the client said of itself, its HELO, is hostile. As an attribute it is xtext (RFC 1891 5) of octets that neither
+# a header nor a log takes for more than a name; one that does not fit is left unknown. Client names are never looked up
+# for a downstream.
+
+# Postfix, smtpd.c: a longer value is a syntax error
+_MAX_ATTRIBUTE = 255
+# RFC 5321 4.5.3.1.4, with CRLF
+_MAX_COMMAND = 512
+_UNAVAILABLE = "[UNAVAILABLE]"
+# XFORWARD_README, note 1; the characters are those of Postfix's smtpd.c
+_NOT_IN_NAMES = re.compile(r"""[^\x21-\x7e]|[<>()\\";@]""")
+# RFC 1891 5: xchar is "!" to "~" without "+" and "="
+_NO_XCHAR = re.compile(r"[+=]")
+
+
+def xclient_command(session: Session, offered: frozenset[str]) -> bytes:
+    """XCLIENT in one line with the attributes of a client that are offered; after its 220 EHLO is due again.
+
+    Raises ValueError when ADDR is not offered: without it the downstream would take our address for the client's.
+    """
+    if "ADDR" not in offered:
+        raise ValueError("XCLIENT without ADDR")
+    # With NAME alone some versions of Postfix keep what they found for our own address as the REVERSE_NAME.
+    attributes = {**_attributes(session), "REVERSE_NAME": _UNAVAILABLE}
+    return _attribute_lines("XCLIENT", attributes, offered)[0]
+
+
+def ehlo_as_client(session: Session, hostname: str) -> bytes:
+    """EHLO behind XCLIENT, with the client's name, ours when it gave none: it replaces XCLIENT's HELO (Postfix)."""
+    name = _NOT_IN_NAMES.sub("?", session.helo)
+    return ehlo_command(name if 0 < len(name) <= _MAX_ATTRIBUTE else hostname)
+
+
+def xforward_commands(session: Session, tx_id: str, offered: frozenset[str]) -> tuple[bytes, ...]:
+    """XFORWARD in as many lines as it takes, for the next transaction; IDENT is `tx_id`. Empty when not offered."""
+    attributes = {**_attributes(session), "IDENT": _attribute(tx_id), "SOURCE": "REMOTE"}
+    return _attribute_lines("XFORWARD", attributes, offered)
+
+
+def _attributes(session: Session) -> dict[str, str]:
+    """What XCLIENT and XFORWARD have in common: names and values in xtext."""
+    client = session.client
+    return {
+        "NAME": _UNAVAILABLE,
+        "ADDR": f"IPV6:{client}" if client.version == 6 else str(client),
+        "PORT": str(session.port),
+        "PROTO": "ESMTP" if session.esmtp else "SMTP",
+        "HELO": _attribute(session.helo),
+    }
+
+
+def _attribute(value: str) -> str:
+    name = _NOT_IN_NAMES.sub("?", value)
+    xtext = _NO_XCHAR.sub(lambda found: f"+{ord(found[0]):02X}", name)
+    return xtext if 0 < len(xtext) <= _MAX_ATTRIBUTE else _UNAVAILABLE
+
+
+def _attribute_lines(verb: str, attributes: dict[str, str], offered: frozenset[str]) -> tuple[bytes, ...]:
+    lines: list[str] = []
+    for name, value in attributes.items():
+        if name not in offered:
+            continue
+        attribute = f" {name}={value}"
+        if lines and len(lines[-1]) + len(attribute) + len("\r\n") <= _MAX_COMMAND:
+            lines[-1] += attribute
+        else:
+            lines.append(verb + attribute)
+    return tuple(_command(line) for line in lines)
+
+
+# proxy-protocol.txt 2.2: signature; version 2 with the command; family with STREAM; length of the addresses
+_PROXY_V2 = struct.Struct("!12sBBH")
+_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+_LOCAL, _PROXY = 0x20, 0x21
+_UNSPEC, _TCP_OVER_IPV4, _TCP_OVER_IPV6 = 0x00, 0x11, 0x21
+# RFC 4291 2.5.5.2
+_IPV4_MAPPED = b"\0" * 10 + b"\xff\xff"
+
+
+def proxy_v2(
+    source: tuple[IPv4Address | IPv6Address, int] | None, destination: tuple[IPv4Address | IPv6Address, int]
+) -> bytes:
+    """The PROXY header for a connection of this client to us; None is LOCAL, a connection of our own.
+
+    Where one address is IPv4 and the other IPv6, both are written as IPv6, the first IPv4-mapped.
+    """
+    if source is None:
+        return _PROXY_V2.pack(_SIGNATURE, _LOCAL, _UNSPEC, 0)
+    addresses = source[0].packed, destination[0].packed
+    family = _TCP_OVER_IPV4
+    if any(len(address) == 16 for address in addresses):
+        family = _TCP_OVER_IPV6
+        addresses = _as_ipv6(addresses[0]), _as_ipv6(addresses[1])
+    block = b"".join(addresses) + struct.pack("!HH", source[1], destination[1])
+    return _PROXY_V2.pack(_SIGNATURE, _PROXY, family, len(block)) + block
+
+
+def _as_ipv6(packed: bytes) -> bytes:
+    return packed if len(packed) == 16 else _IPV4_MAPPED + packed
 
 
 # --- content -----------------------------------------------------------------------------------------
@@ -357,7 +496,8 @@ class Outcome(NamedTuple):
 
     `is_used_up`: the connection had ended before anything was transferred (421, or closed without a reply to MAIL);
     when it was a reused one, another attempt on a fresh one is right. Never true once content was sent.
-    `refused` names the refused recipients (late refusals will be remembered from here).
+    `refused` names the refused recipients. `max_recipients`: so many were accepted before one was refused because there
+    were too many; 0 when that did not happen.
     """
 
     reply: Reply
@@ -366,6 +506,7 @@ class Outcome(NamedTuple):
     after: After = After.CLOSE
     is_used_up: bool = False
     refused: tuple[Refused, ...] = ()
+    max_recipients: int = 0
 
 
 def final_outcome(replies: Sequence[ServerReply]) -> Outcome:
@@ -384,13 +525,17 @@ def final_outcome(replies: Sequence[ServerReply]) -> Outcome:
 class Transfer:
     """MAIL, RCPTs (one at least), DATA, and content up to the dot. See the module's docstring for the calls.
 
-    With PIPELINING the commands go out as one group that DATA ends (RFC 2920 3.1), otherwise one by one.
+    With PIPELINING the commands go out as one group that DATA ends (RFC 2920 3.1), otherwise one by one. The commands
+    `before` MAIL belong to the group; it does not matter that one of them is refused, unless with 421.
     """
 
-    __slots__ = ("_commands", "_is_in_content", "_pipelining", "_rcpts", "_replies")
+    __slots__ = ("_before", "_commands", "_is_in_content", "_pipelining", "_rcpts", "_replies")
 
-    def __init__(self, mail: bytes, rcpts: Sequence[bytes], *, pipelining: bool) -> None:
-        self._commands = (mail, *rcpts, DATA)
+    def __init__(
+        self, mail: bytes, rcpts: Sequence[bytes], *, pipelining: bool, before: Sequence[bytes] = ()
+    ) -> None:
+        self._commands = (*before, mail, *rcpts, DATA)
+        self._before = len(before)
         self._rcpts = len(rcpts)
         self._pipelining = pipelining
         self._replies: list[ServerReply] = []
@@ -408,11 +553,14 @@ class Transfer:
         known = self._replies
         if len(known) < len(self._commands):
             return self._refusal() or Send(self._commands[len(known)], 1)
+        refusal = self._refusal()
+        if refusal is not None:
+            return refusal
         # RFC 5321 3.3: nothing but 354 asks for content
-        if known[-1].code == 354 and all(reply.is_ok for reply in known[:-1]):
-            self._is_in_content = True
-            return StartContent.NOW
-        return self._refusal() or self._trouble("protocol")
+        if known[-1].code != 354:
+            return self._trouble("protocol")
+        self._is_in_content = True
+        return StartContent.NOW
 
     def interrupted(self, replies: Sequence[ServerReply], error: str) -> Outcome:
         """The connection failed after these replies to what was sent last: "closed", "timeout" or "protocol"."""
@@ -430,12 +578,8 @@ class Transfer:
 
         Without PIPELINING it is asked after each reply, so that no command goes out that cannot matter any more.
         """
-        mail, rcpts, data = (
-            self._replies[:1],
-            self._replies[1 : self._rcpts + 1],
-            self._replies[self._rcpts + 1 :],
-        )
-        if not all(reply.is_ok or reply.is_refusal for reply in (*mail, *rcpts)):
+        before, mail, rcpts, data = _parts(self._replies, self._before, self._rcpts)
+        if not all(reply.is_ok or reply.is_refusal for reply in (*before, *mail, *rcpts)):
             return self._trouble("protocol")
         refused = tuple(
             Refused(index, reply.for_client()) for index, reply in enumerate(rcpts) if reply.is_refusal
@@ -464,22 +608,50 @@ class Transfer:
             after=After.RESET if is_in_step else After.CLOSE,
             is_used_up=end is not None and reply.is_transient,
             refused=refused,
+            max_recipients=_accepted_before_too_many(rcpts),
         )
 
     def _trouble(self, error: str) -> Outcome:
         # RFC 5321 3.8: a server may close an idle connection at any time; then MAIL never gets its reply.
-        return Outcome(DOWNSTREAM_TROUBLE, error=error, is_used_up=error == "closed" and not self._replies)
+        is_used_up = error == "closed" and len(self._replies) <= self._before
+        return Outcome(DOWNSTREAM_TROUBLE, error=error, is_used_up=is_used_up)
+
+
+def _parts(replies: list[ServerReply], before: int, rcpts: int) -> tuple[list[ServerReply], ...]:
+    """The replies to the commands before MAIL, to MAIL, to so many RCPTs, and to what follows them."""
+    rcpts_end = before + 1 + rcpts
+    return (
+        replies[:before],
+        replies[before : before + 1],
+        replies[before + 1 : rcpts_end],
+        replies[rcpts_end:],
+    )
+
+
+def _accepted_before_too_many(rcpts: Sequence[ServerReply]) -> int:
+    """So many RCPTs were accepted before the first one that was too many; 0 when none was."""
+    accepted = 0
+    for reply in rcpts:
+        if reply.is_too_many_recipients:
+            return accepted
+        accepted += reply.is_ok
+    return 0
 
 
 # --- asking about recipients -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+@lru_cache(maxsize=256)
+def _shared(reply: ServerReply) -> Reply:
+    """A 2yz reply to RCPT for our client; there are few different ones, so they are made once."""
+    return reply.for_client()
+
+
+class Verified(NamedTuple):
     """What a downstream said about recipients: a reply for each, in order; DOWNSTREAM_TROUBLE where it said nothing.
 
     `is_mail_refused`: the replies are about the sender. `refusals` counts what the downstream will have counted as
-    errors. `error`, `after` and `is_used_up` are as in Outcome.
+    errors. `error`, `after`, `is_used_up` and `max_recipients` are as in Outcome.
     """
 
     replies: tuple[Reply, ...]
@@ -488,6 +660,7 @@ class Verified:
     error: str
     after: After
     is_used_up: bool = False
+    max_recipients: int = 0
 
     @classmethod
     def all(cls, reply: Reply, count: int) -> Verified:
@@ -498,10 +671,14 @@ class Verified:
 class Verification:
     """MAIL, RCPTs, RSET: ask about recipients without sending anything. To be driven like a Transfer."""
 
-    __slots__ = ("_commands", "_pipelining", "_replies")
+    __slots__ = ("_before", "_commands", "_pipelining", "_rcpts", "_replies")
 
-    def __init__(self, mail: bytes, rcpts: Sequence[bytes], *, pipelining: bool) -> None:
-        self._commands = (mail, *rcpts, RSET)
+    def __init__(
+        self, mail: bytes, rcpts: Sequence[bytes], *, pipelining: bool, before: Sequence[bytes] = ()
+    ) -> None:
+        self._commands = (*before, mail, *rcpts, RSET)
+        self._before = len(before)
+        self._rcpts = len(rcpts)
         self._pipelining = pipelining
         self._replies: list[ServerReply] = []
 
@@ -516,8 +693,13 @@ class Verification:
         self._replies += replies
         known = self._replies
         if len(known) == len(self._commands):
+            if all([200 <= reply.code < 300 for reply in known]):  # noqa: C419  # a generator takes twice the time
+                # nearly always
+                accepted = tuple([_shared(reply) for reply in known[self._before + 1 : -1]])
+                return Verified(accepted, False, 0, "", After.REUSE)
             return self._verified("")
-        if known[-1].is_ok or (known[-1].is_refusal and known[-1].code != 421 and len(known) > 1):
+        is_of_mail = len(known) == self._before + 1
+        if known[-1].is_ok or (known[-1].is_refusal and known[-1].code != 421 and not is_of_mail):
             return Send(self._commands[len(known)], 1)
         # Without PIPELINING a refused MAIL needs no RSET; 421 ends the dialogue, and so does what is no answer.
         return self._verified("closed" if known[-1].code == 421 else "")
@@ -529,13 +711,15 @@ class Verification:
 
     def _verified(self, error: str) -> Verified:
         known = self._replies
-        asked = len(self._commands) - 2
-        mail, rcpts, rset = known[:1], known[1 : asked + 1], known[asked + 1 :]
+        asked = self._rcpts
+        before, mail, rcpts, rset = _parts(known, self._before, asked)
         is_mail_refused = bool(mail) and mail[0].is_refusal
         is_nonsense = not all(reply.is_ok or reply.is_refusal for reply in known)
         if is_nonsense:
             error = error or "protocol"
-        if is_mail_refused:
+        if not all(reply.is_ok or reply.is_refusal for reply in before):
+            replies = []
+        elif is_mail_refused:
             replies = [mail[0].for_client()] * asked
         elif mail and not mail[0].is_ok:
             replies = []
@@ -545,7 +729,7 @@ class Verification:
                 for reply in rcpts
             ]
         missing = asked - len(replies)
-        is_ended = any(reply.code == 421 for reply in known[: asked + 1])
+        is_ended = any(reply.code == 421 for reply in (*before, *mail, *rcpts))
         # A refused MAIL opened nothing; otherwise only an answered RSET lets the next MAIL follow.
         is_clean = rset[0].is_ok if rset else is_mail_refused and not is_ended
         return Verified(
@@ -554,5 +738,6 @@ class Verification:
             refusals=sum(reply.is_refusal for reply in known),
             error=error if missing or is_nonsense else "",
             after=After.REUSE if is_clean and not is_ended and not error else After.CLOSE,
-            is_used_up=is_ended or (error == "closed" and not known),
+            is_used_up=is_ended or (error == "closed" and not mail),
+            max_recipients=_accepted_before_too_many(rcpts),
         )

@@ -20,6 +20,15 @@ from typing import Literal, Self
 
 EXTENSIONS = ("PIPELINING", "8BITMIME", "SMTPUTF8", "DSN", "SIZE 1000000000")
 _WAIT_S = 20.0
+# commands with one reply and nothing behind it: what their step is called, what is said
+_PLAIN = {
+    b"HELO": ("helo", b"250 sink.example.org"),
+    b"XCLI": ("xclient", b"220 sink.example.org ESMTP"),
+    b"XFOR": ("xforward", b"250 2.0.0 Ok"),
+    b"MAIL": ("mail", b"250 2.1.0 Sender ok"),
+    b"RCPT": ("rcpt", b"250 2.1.5 Recipient ok"),
+    b"RSET": ("rset", b"250 2.0.0 Reset"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,18 +53,21 @@ def say(line: str, then: Literal["go on", "close", "reset", "hang"] = "go on") -
 
 @dataclass
 class Stored:
-    """One message as it came, still stuffed and without the dot."""
+    """One message as it came, still stuffed and without the dot; XFORWARD is among the commands."""
 
     commands: tuple[bytes, ...]
     wire: bytes
+    peer: Peer
 
 
 @dataclass
 class Peer:
-    """One connection: what it said in which pieces, and whether it has ended."""
+    """One connection: what it said in which pieces, whom it spoke for, and whether it has ended."""
 
     writer: asyncio.StreamWriter
     pieces: list[bytes] = field(default_factory=list)
+    header: bytes = b""
+    xclient: bytes = b""
     is_tls: bool = False
     is_closed: bool = False
 
@@ -65,14 +77,22 @@ class EndError(Exception):
 
 
 class Sink:
-    """Listens while the context lasts; what it has seen can be looked at any time."""
+    """Listens while the context lasts; what it has seen can be looked at any time.
+
+    `tls` is offered as STARTTLS, or spoken from the first byte (`is_tls_implicit`). `has_proxy_header`: nothing is
+    said before a PROXY header, version 2, has come.
+    """
 
     def __init__(
         self,
         *,
         extensions: Sequence[str] = EXTENSIONS,
         tls: ssl.SSLContext | None = None,
+        is_tls_implicit: bool = False,
+        has_proxy_header: bool = False,
         content_after: int = 0,
+        address: str = "127.0.0.1",
+        port: int = 0,
         **steps: Do | list[Do],
     ) -> None:
         self.extensions = extensions
@@ -80,28 +100,63 @@ class Sink:
         self.commands: list[bytes] = []
         self.peers: list[Peer] = []
         self.steps = steps
-        self.port = 0
+        self.port = port
+        self._address = address
         self.content_bytes = 0
         self._tls = tls
+        self._is_tls_implicit = is_tls_implicit
+        self._has_proxy_header = has_proxy_header
         self._content_after = content_after
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._listener = socket.create_server((self._address, self.port))
+        self._listener.setblocking(False)
+        self.port = self._listener.getsockname()[1]
+        self._accepting = asyncio.create_task(self._accept())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in tuple(self._tasks):
+        assert self._accepting is not None
+        tasks = {self._accepting, *self._tasks}
+        for task in tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await asyncio.wait(tasks)
+        assert self._listener is not None
+        self._listener.close()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        assert self._listener is not None
+        while True:
+            sock, _ = await loop.sock_accept(self._listener)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            task = asyncio.create_task(self._serve(sock))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        header = b""
+        try:
+            if self._has_proxy_header:
+                # Octet by octet, so that nothing of what follows is taken.
+                while len(header) < 16 or len(header) < 16 + int.from_bytes(header[14:16]):
+                    header += await loop.sock_recv(sock, 1)
+            reader = asyncio.StreamReader()
+            writers: list[asyncio.StreamWriter] = []
+            protocol = asyncio.StreamReaderProtocol(reader, lambda _, writer: writers.append(writer))
+            tls = self._tls if self._is_tls_implicit else None
+            await loop.connect_accepted_socket(lambda: protocol, sock, ssl=tls)
+        except (OSError, asyncio.CancelledError):
+            sock.close()
+            return
+        await self._talk(Peer(writers[0], header=header, is_tls=tls is not None), reader)
 
     async def until(self, claim: Callable[[Sink], object]) -> None:
         """Wait for the claim to become true."""
@@ -116,11 +171,7 @@ class Sink:
 
     # --- one connection ----------------------------------------------------------------------------
 
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        peer = Peer(writer)
+    async def _talk(self, peer: Peer, reader: asyncio.StreamReader) -> None:
         self.peers.append(peer)
         self._changed.set()
         try:
@@ -129,9 +180,8 @@ class Sink:
         except (EndError, OSError, asyncio.CancelledError):
             pass
         finally:
-            writer.transport.abort()
+            peer.writer.transport.abort()
             peer.is_closed = True
-            self._tasks.discard(task)
             self._changed.set()
 
     async def _converse(self, peer: Peer, reader: asyncio.StreamReader) -> None:
@@ -141,39 +191,41 @@ class Sink:
             line = await self._line(peer, reader, buffer)
             self.commands.append(line)
             self._changed.set()
-            match line[:4].upper():
-                case b"EHLO":
-                    lines = ["sink.example.org", *self.extensions]
-                    if self._tls is not None and not peer.is_tls:
-                        lines.append("STARTTLS")
-                    ehlo = [f"250-{each}" for each in lines[:-1]] + [f"250 {lines[-1]}"]
-                    await self._step(peer, reader, "ehlo", "\r\n".join(ehlo).encode())
-                case b"HELO":
-                    await self._step(peer, reader, "helo", b"250 sink.example.org")
+            verb = line[:4].upper()
+            match verb:
+                case b"EHLO" | b"LHLO":
+                    await self._step(peer, reader, "ehlo", self._capabilities(peer))
                 case b"STAR":
                     await self._step(peer, reader, "starttls", b"220 go")
                     assert self._tls is not None
                     await peer.writer.start_tls(self._tls)
                     peer.is_tls = True
-                case b"MAIL":
-                    transaction = [line]
-                    await self._step(peer, reader, "mail", b"250 2.1.0 Sender ok")
-                case b"RCPT":
-                    transaction.append(line)
-                    await self._step(peer, reader, "rcpt", b"250 2.1.5 Recipient ok")
                 case b"DATA":
                     if (await self._step(peer, reader, "data", b"354 go")).startswith(b"354"):
                         wire = await self._content(peer, reader, buffer)
-                        self.messages.append(Stored(tuple(transaction), wire))
+                        self.messages.append(Stored(tuple(transaction), wire, peer))
+                        transaction = []
                         self._changed.set()
                         await self._step(peer, reader, "dot", b"250 2.0.0 Stored as %d" % len(self.messages))
-                case b"RSET":
-                    await self._step(peer, reader, "rset", b"250 2.0.0 Reset")
                 case b"QUIT":
                     peer.writer.write(b"221 2.0.0 Bye\r\n")
                     return
+                case _ if verb in _PLAIN:
+                    if verb in (b"XFOR", b"MAIL", b"RCPT"):
+                        transaction.append(line)
+                    elif verb == b"RSET":
+                        transaction = []
+                    elif verb == b"XCLI":
+                        peer.xclient = line
+                    await self._step(peer, reader, *_PLAIN[verb])
                 case _:
                     peer.writer.write(b"502 5.5.2 What\r\n")
+
+    def _capabilities(self, peer: Peer) -> bytes:
+        lines = ["sink.example.org", *self.extensions]
+        if self._tls is not None and not peer.is_tls:
+            lines.append("STARTTLS")
+        return "\r\n".join([*(f"250-{each}" for each in lines[:-1]), f"250 {lines[-1]}"]).encode()
 
     async def _line(self, peer: Peer, reader: asyncio.StreamReader, buffer: bytearray) -> bytes:
         while (end := buffer.find(b"\r\n")) < 0:

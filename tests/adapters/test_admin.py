@@ -32,7 +32,9 @@ class FakeSupervisor:
         return self.unready
 
     def state(self) -> Mapping[str, object]:
-        return {"listening": True, "workers": [{"worker": 1, "detail": {"downstream": "\u2028<b>"}}]}
+        host = {"host": "mta:25", "up": False, "in_use": 0, "idle": 0, "last_error": "\u2028<b>"}
+        relay = {"routes": [{"name": "route1", "hosts": [host]}]}
+        return {"listening": True, "workers": [{"worker": 1, "detail": {"relay": relay}}]}
 
     def metrics(self, accept: str) -> tuple[bytes, str]:
         self.accepted.append(accept)

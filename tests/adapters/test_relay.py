@@ -18,7 +18,9 @@ from tests.adapters.relaykit import (
     LONG_S,
     MESSAGE,
     PREFIX,
+    SESSION,
     SHORT,
+    SHORT_GREETING,
     SHORT_S,
     TROUBLE,
     Mail,
@@ -48,7 +50,7 @@ async def test_a_message_arrives_byte_for_byte_and_the_connection_is_reused() ->
         assert bench.connections == {"idle": 1}
         assert bench.services.log.lines == []
         observed = bench.services.metrics.observed
-        counts = {key[2]: len(seen) for key, seen in observed.items() if seen}
+        counts = {key[3]: len(seen) for key, seen in observed.items() if seen}
         assert counts == {"connect": 1, "deliver": 3, "final": 3}
 
 
@@ -148,7 +150,9 @@ async def test_a_fault_gives_its_class_and_the_next_message_passes(
 ) -> None:
     extensions = EXTENSIONS if pipelining else ()
     steps: dict[str, Any] = {step: do, "helo": do} if step == "ehlo" else {step: [do]}
-    short: dict[str, Any] = SHORT if do.then == "hang" else {}
+    short: dict[str, Any] = {}
+    if do.then == "hang":
+        short = SHORT_GREETING if step in ("banner", "ehlo") else SHORT
     async with Sink(extensions=extensions, **steps) as sink, relay_to(sink, **short) as bench:
         delivery = await bench.deliver()
         assert (str(delivery.reply), delivery.error) == (reply, error)
@@ -302,10 +306,13 @@ async def test_the_replacement_is_not_replaced() -> None:
         assert len(sink.peers) == 2
 
 
-@pytest.mark.parametrize("do", [HANG, say("garbage")])
+@pytest.mark.parametrize(
+    ("step", "do"), [("rcpt", HANG), ("rcpt", CLOSE), ("data", HANG), ("mail", say("garbage"))]
+)
 @both_loops
-async def test_other_trouble_is_not_tried_again(do: Do) -> None:
-    async with Sink(mail=[OK, do]) as sink, relay_to(sink, reply_timeout_s=0.5) as bench:
+async def test_other_trouble_is_not_tried_again(step: str, do: Do) -> None:
+    steps: dict[str, Any] = {step: [OK, do]}
+    async with Sink(**steps) as sink, relay_to(sink, reply_timeout_s=0.5) as bench:
         assert (await bench.deliver()).stored
         assert str((await bench.deliver()).reply) == TROUBLE
         assert len(sink.peers) == 1
@@ -432,7 +439,7 @@ async def test_the_connection_of_an_orphan_is_used_again() -> None:
 @both_loops
 async def test_a_reply_that_came_with_the_cancellation_is_not_lost() -> None:
     async with Sink() as sink, relay_to(sink) as bench:
-        connection = await bench.pool.acquire(asyncio.get_running_loop().time() + LONG_S)
+        connection = await bench.pool.acquire(SESSION, asyncio.get_running_loop().time() + LONG_S)
         bench.pool.release(connection)
         delivery = asyncio.create_task(bench.deliver())
         complete = connection._complete

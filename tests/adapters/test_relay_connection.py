@@ -68,6 +68,46 @@ async def test_a_banner_that_came_before_it_was_asked_for_is_there(world: World)
     assert [reply.code for reply in await world.connection.banner(world.at(10))] == [220]
 
 
+@pytest.mark.parametrize("said", [b"220 sink\r\n", b"2"])
+async def test_a_connection_is_silent_until_something_comes(
+    said: bytes, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    connection = Connection(asyncio.get_running_loop(), lambda _: None)
+    connection.connection_made(Wire(ends[0]))
+    assert connection.is_silent
+    connection.data_received(said)
+    assert not connection.is_silent
+
+
+async def test_a_connection_that_ended_is_not_silent(world: World) -> None:
+    connection = Connection(world.loop, lambda _: None)
+    connection.connection_made(world.wire)
+    connection.eof_received()
+    assert not connection.is_silent
+
+
+async def test_a_first_reply_in_time_brings_the_later_deadline(world: World) -> None:
+    exchange = world.connection.exchange(b"MAIL\r\nRCPT\r\n", 2, world.at(10), world.at(60))
+    world.time.advance(9)
+    world.connection.data_received(b"250 ok\r\n")
+    world.time.advance(50)
+    await turns(exchange.done)
+    assert not exchange.done()
+    world.time.advance(1)
+    assert [reply.code for reply in await exchange] == [250]
+    assert world.connection.trouble == "timeout"
+
+
+@pytest.mark.parametrize("said", [b"", b"25"])
+async def test_without_a_first_reply_the_first_deadline_counts(world: World, said: bytes) -> None:
+    exchange = world.connection.exchange(b"MAIL\r\nRCPT\r\n", 2, world.at(10), world.at(60))
+    if said:
+        world.connection.data_received(said)
+    world.time.advance(10)
+    assert await exchange == []
+    assert world.connection.trouble == "timeout"
+
+
 async def test_a_deadline_ends_an_exchange_with_what_came(world: World) -> None:
     exchange = world.connection.exchange(b"MAIL\r\nRCPT\r\n", 2, world.at(10))
     world.connection.data_received(b"250 ok\r\n250 o")

@@ -6,6 +6,7 @@ import asyncio
 
 from tests.adapters.relaykit import (
     LONG_S,
+    SESSION,
     SHORT_S,
     TROUBLE,
     both_loops,
@@ -77,9 +78,23 @@ async def test_a_caller_who_gave_up_waiting_loses_no_connection() -> None:
 
 
 @both_loops
+async def test_a_caller_who_gives_up_in_the_same_moment_is_passed_over() -> None:
+    async with Sink() as sink, relay_to(sink, max_connections_per_host=1) as bench:
+        connection = await bench.pool.acquire(SESSION, asyncio.get_running_loop().time() + LONG_S)
+        gone = asyncio.create_task(bench.deliver())
+        last = asyncio.create_task(bench.deliver())
+        await asyncio.sleep(0)
+        gone.cancel()
+        bench.pool.release(connection)
+        assert (await last).stored
+        assert gone.cancelled()
+        assert len(sink.peers) == 1
+
+
+@both_loops
 async def test_a_caller_cancelled_while_being_served_passes_it_on() -> None:
     async with Sink() as sink, relay_to(sink, max_connections_per_host=1) as bench:
-        connection = await bench.pool.acquire(asyncio.get_running_loop().time() + LONG_S)
+        connection = await bench.pool.acquire(SESSION, asyncio.get_running_loop().time() + LONG_S)
         gone = asyncio.create_task(bench.deliver())
         last = asyncio.create_task(bench.deliver())
         await asyncio.sleep(0)
@@ -94,13 +109,13 @@ async def test_a_caller_cancelled_while_being_served_passes_it_on() -> None:
 async def test_a_fresh_connection_takes_the_place_of_the_one_that_idled_longest() -> None:
     async with Sink() as sink, relay_to(sink, max_connections_per_host=2) as bench:
         deadline = asyncio.get_running_loop().time() + LONG_S
-        first = await bench.pool.acquire(deadline)
-        second = await bench.pool.acquire(deadline)
+        first = await bench.pool.acquire(SESSION, deadline)
+        second = await bench.pool.acquire(SESSION, deadline)
         bench.pool.release(first)
         bench.pool.release(second)
-        third = await bench.pool.acquire(deadline, fresh=True)
+        third = await bench.pool.acquire(SESSION, deadline, fresh=True)
         assert third not in (first, second)
-        assert bench.pool.take() is second
+        assert bench.pool.take(SESSION) is second
         assert first.trouble
         bench.pool.release(third)
         bench.pool.release(second)
@@ -109,7 +124,7 @@ async def test_a_fresh_connection_takes_the_place_of_the_one_that_idled_longest(
 @both_loops
 async def test_a_slot_that_came_too_late_goes_to_the_next() -> None:
     async with Sink() as sink, relay_to(sink, max_connections_per_host=1) as bench:
-        connection = await bench.pool.acquire(asyncio.get_running_loop().time() + LONG_S)
+        connection = await bench.pool.acquire(SESSION, asyncio.get_running_loop().time() + LONG_S)
         gone = asyncio.create_task(bench.deliver())
         last = asyncio.create_task(bench.deliver())
         await asyncio.sleep(0)

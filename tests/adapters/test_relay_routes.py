@@ -109,7 +109,7 @@ def routed(*routes: RouteSettings) -> Bench:
     return Bench(relay, services)
 
 
-HOST = (HostSettings("192.0.2.1", 25),)
+HOST = ((HostSettings("192.0.2.1", 25),),)
 
 
 def test_the_closest_domain_decides_the_route() -> None:
@@ -150,11 +150,13 @@ def test_literals_go_the_common_way_and_postmaster_always_goes() -> None:
     assert (rest.route(literal), rest.route(postmaster)) == ("rest", "rest")
 
 
-def test_settings_that_are_not_built_yet_are_refused() -> None:
+def test_settings_that_make_no_sense_are_refused() -> None:
     for routes in (
         (),
         (RouteSettings("a", ("*",), ()),),
+        (RouteSettings("a", ("*",), (*HOST, ())),),
         (RouteSettings("a", ("*",), HOST * 2),),
+        (RouteSettings("a", ("*",), (HOST[0] * 2,)),),
         (RouteSettings("a", ("*",), HOST), RouteSettings("a", ("example.org",), HOST)),
     ):
         with pytest.raises(RelaySettingsError):

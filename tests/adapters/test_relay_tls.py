@@ -9,9 +9,17 @@ from typing import Any
 import pytest
 import trustme
 
-from gateway.adapters.relay import HostSettings, RelaySettingsError, TlsMode
+from gateway.adapters.relay import (
+    HostSettings,
+    Identity,
+    RelaySettings,
+    RelaySettingsError,
+    RouteSettings,
+    TlsMode,
+)
+from gateway.adapters.relay.opening import Opener
 from tests.adapters.relaykit import BLOCK, PREFIX, Generated, both_loops, relay_to, settings_for
-from tests.adapters.sink import HANG, Do, Sink, say
+from tests.adapters.sink import CLOSE, HANG, OK, Do, Sink, say
 
 CA = trustme.CA()
 NAME = "mta.example.org"
@@ -119,7 +127,7 @@ async def test_a_certificate_that_does_not_verify_is_trouble(
 async def test_trouble_with_starttls_is_4yz(do: Do) -> None:
     async with (
         Sink(tls=server_context(), starttls=do) as sink,
-        relay_to(sink, host=host(sink, TlsMode.OPPORTUNISTIC), reply_timeout_s=0.2) as bench,
+        relay_to(sink, host=host(sink, TlsMode.OPPORTUNISTIC), connect_timeout_s=0.2) as bench,
     ):
         delivery = await bench.deliver()
         assert (delivery.reply.code, delivery.error) == (451, "tls")
@@ -151,3 +159,56 @@ def test_authorities_that_cannot_be_read_are_refused_at_start(tmp_path: Path) ->
                 log=services.log,
                 metrics=services.metrics,
             )
+
+
+# --- implicit TLS ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tls", [TlsMode.ENCRYPT, TlsMode.VERIFY])
+@pytest.mark.parametrize("identity", [Identity.NONE, Identity.PROXY_V2])
+@both_loops
+async def test_implicit_tls_begins_with_the_first_byte_behind_a_proxy_header(
+    identity: Identity, tls: TlsMode, ca_file: str
+) -> None:
+    async with Sink(
+        tls=server_context(), is_tls_implicit=True, has_proxy_header=identity is Identity.PROXY_V2
+    ) as sink:
+        sealed = host(sink, tls, tls_implicit=True, tls_name=NAME, tls_ca_file=ca_file)
+        async with relay_to(sink, host=sealed, identity=identity) as bench:
+            assert (await bench.deliver()).stored
+            assert (await bench.deliver()).stored
+            assert [peer.is_tls for peer in sink.peers] == [True]
+            assert sink.commands[:2] == [
+                b"EHLO gw.example.org",
+                b"MAIL FROM:<a@example.net> SIZE=%d" % (len(PREFIX) + 20),
+            ]
+
+
+@both_loops
+async def test_implicit_tls_checks_the_certificate(ca_file: str) -> None:
+    async with Sink(tls=server_context(name="other.example.org"), is_tls_implicit=True) as sink:
+        sealed = host(sink, TlsMode.VERIFY, tls_implicit=True, tls_name=NAME, tls_ca_file=ca_file)
+        async with relay_to(sink, host=sealed) as bench:
+            assert (await bench.deliver()).error == "tls"
+            assert sink.messages == []
+
+
+@pytest.mark.parametrize("banner", [OK, HANG, CLOSE])
+@both_loops
+async def test_a_downstream_without_implicit_tls_is_trouble_in_time(banner: Do) -> None:
+    async with Sink(banner=banner) as sink:
+        sealed = host(sink, TlsMode.ENCRYPT, tls_implicit=True)
+        async with relay_to(sink, host=sealed, connect_timeout_s=0.3) as bench:
+            assert (await bench.deliver()).error == "tls"
+            assert bench.up == [False]
+
+
+@pytest.mark.parametrize("tls", [TlsMode.NONE, TlsMode.OPPORTUNISTIC])
+def test_implicit_tls_is_never_half_hearted(tls: TlsMode) -> None:
+    with pytest.raises(RelaySettingsError, match="tls_implicit"):
+        Opener(
+            HostSettings("192.0.2.1", 465, tls, tls_implicit=True),
+            RouteSettings("main", ("*",), ()),
+            RelaySettings("gw.example.org", ()),
+            lambda _: None,
+        )

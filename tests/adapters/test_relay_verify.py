@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from gateway.adapters.relay import HostSettings, RouteSettings
 from gateway.adapters.relay.cache import RecipientCache
 from gateway.smtp.reply import (
     RECIPIENT_OK,
@@ -20,6 +19,7 @@ from tests.adapters.relaykit import (
     both_loops,
     envelope,
     relay_to,
+    turns,
 )
 from tests.adapters.sink import CLOSE, EXTENSIONS, HANG, OK, RESET, Do, Sink, say
 from tests.fakes import FakeClock
@@ -57,14 +57,10 @@ async def test_what_is_remembered_is_answered_without_suspending() -> None:
 
 
 async def test_a_route_that_does_not_verify_takes_everybody_without_suspending() -> None:
-    async with Sink() as sink:
-        route = RouteSettings(
-            "main", ("*",), (HostSettings("127.0.0.1", sink.port),), verify_recipients=False
-        )
-        async with relay_to(sink, routes=(route,)) as bench:
-            with pytest.raises(StopIteration) as stop:
-                bench.replies(envelope()).send(None)
-            assert stop.value.value == (RECIPIENT_OK,)
+    async with Sink() as sink, relay_to(sink, verify_recipients=False) as bench:
+        with pytest.raises(StopIteration) as stop:
+            bench.replies(envelope()).send(None)
+        assert stop.value.value == [RECIPIENT_OK]
         assert sink.peers == []
 
 
@@ -140,6 +136,29 @@ async def test_a_connection_retires_after_eight_refusals() -> None:
     async with Sink(rcpt=say("550 5.7.1 No")) as sink, relay_to(sink) as bench:
         for _ in range(9):
             assert await bench.verify("b@example.org") == ["550 5.7.1 No"]
+        assert len(sink.peers) == 2
+
+
+@both_loops
+async def test_a_connection_is_asked_for_no_more_refusals_than_it_has_left() -> None:
+    names = [f"u{number}@example.org" for number in range(8)]
+    async with Sink(rcpt=say("550 5.7.1 No")) as sink, relay_to(sink) as bench:
+        for asked in (names[:5], names):
+            assert await bench.verify(*asked) == ["550 5.7.1 No"] * len(asked)
+        counts = [[piece.count(b"RCPT") for piece in peer.pieces if b"RCPT" in piece] for peer in sink.peers]
+        assert counts == [[5, 3], [5]]
+
+
+@both_loops
+async def test_refusals_at_delivery_count_as_well() -> None:
+    async with (
+        Sink(rcpt=say("550 5.7.1 No"), data=say("554 5.5.1 No valid recipients")) as sink,
+        relay_to(sink) as bench,
+    ):
+        for _ in range(5):
+            assert (await bench.deliver()).error == "refused"
+            await turns(lambda: bench.connections.get("in_use") is None)
+        # two in each transaction: RCPT and DATA
         assert len(sink.peers) == 2
 
 
@@ -221,6 +240,6 @@ def test_shared_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = RecipientCache(FakeClock(), positive_s=10, negative_s=10, max_entries=100)
     for number in range(5):
         word = Reply(250, "2.1.5", f"Ok {number}")
-        cache.put("main", f"{number}@example.org", word)
-        assert cache.get("main", f"{number}@example.org") == word
+        cache.put(f"{number}@example.org", word)
+        assert cache.get(f"{number}@example.org") == word
     assert len(cache._shared) <= 2

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
+from typing import Any
 
 import pytest
 
@@ -37,6 +40,33 @@ def test_says_that_it_is_well(path: str, sink_gateway: Gateway) -> None:
 
 def test_knows_no_other_paths(sink_gateway: Gateway) -> None:
     assert sink_gateway.admin_status("/etc/passwd") == 404
+
+
+def test_an_ill_downstream_is_shown_and_is_no_reason_to_get_no_mail(
+    start_gateway: StartGateway, rcpt: str
+) -> None:
+    with contextlib.closing(Downstream()) as sink:
+        gateway = start_gateway(sink.address)
+
+        def shown() -> dict[str, Any]:
+            status, body = gateway.admin("/readyz")
+            assert status == 200
+            (worker,) = json.loads(body)["workers"]
+            (route,) = worker["detail"]["relay"]["routes"]
+            (host,) = route["hosts"]
+            assert (route["name"], host["host"]) == ("route1", f"{sink.address[0]}:{sink.address[1]}")
+            return dict(host)
+
+        wait_until(lambda: shown()["up"], within_s=PUSH_S, what="the downstream is up in /readyz")
+        assert shown()["last_error"] == ""
+        sink.down()
+        with gateway.connect() as client:
+            client.hello()
+            assert client.submit(SENDER, [rcpt], CONTENT).code == 451
+        wait_until(lambda: not shown()["up"], within_s=PUSH_S, what="the downstream is down in /readyz")
+        assert shown()["last_error"] == "connect"
+        sink.up()
+        wait_until(lambda: shown()["up"], within_s=4 * PUSH_S, what="the downstream is up again in /readyz")
 
 
 def test_counts_what_happened(busy_gateway: Gateway) -> None:

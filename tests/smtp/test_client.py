@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import struct
 from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.session import BodyType, Envelope, Recipient
+from gateway.session import BodyType, Envelope, Recipient, Session
 from gateway.smtp.address import Domain, Mailbox
 from gateway.smtp.client import (
     DATA,
@@ -20,6 +23,7 @@ from gateway.smtp.client import (
     DotStuffer,
     DownstreamProtocolError,
     Outcome,
+    Refused,
     ReplyReader,
     Send,
     ServerReply,
@@ -27,12 +31,17 @@ from gateway.smtp.client import (
     Transfer,
     Verification,
     Verified,
+    ehlo_as_client,
     ehlo_command,
     final_outcome,
     helo_command,
+    lhlo_command,
     mail_command,
+    proxy_v2,
     rcpt_command,
     transaction_commands,
+    xclient_command,
+    xforward_commands,
 )
 from gateway.smtp.content import unstuff
 from gateway.smtp.reply import DOWNSTREAM_TROUBLE, FINAL_REPLY_LOST, PARTIAL_REFUSAL, Reply
@@ -224,6 +233,32 @@ def test_capabilities_are_read_in_any_case() -> None:
     assert Capabilities.parse(ServerReply(250, lines)) == EVERYTHING
 
 
+def test_what_may_be_passed_on_is_read_as_postfix_says_it() -> None:
+    lines = (b"mx", b"XCLIENT NAME ADDR proto", b"XFORWARD", b"limits MAILMAX=3 rcptmax=50 RCPTDOMAINMAX=1")
+    offered = Capabilities.parse(ServerReply(250, lines))
+    assert offered == Capabilities(max_recipients=50, xclient=frozenset(("NAME", "ADDR", "PROTO")))
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        (b"LIMITS RCPTMAX=1", 1),
+        (b"LIMITS RCPTMAX=999999", 999999),
+        (b"LIMITS RCPTMAX=9 RCPTMAX=7", 7),
+        (b"LIMITS RCPTMAX=0", 0),
+        (b"LIMITS RCPTMAX=07", 0),
+        (b"LIMITS RCPTMAX=1000000", 0),
+        (b"LIMITS RCPTMAX=\xb2", 0),
+        (b"LIMITS RCPTMAX=5x", 0),
+        (b"LIMITS RCPTMAX", 0),
+        (b"LIMITS", 0),
+        (b"X RCPTMAX=5", 0),
+    ],
+)
+def test_rcptmax_is_a_number_or_no_limit(line: bytes, count: int) -> None:
+    assert Capabilities.parse(ServerReply(250, (b"mx", line))).max_recipients == count
+
+
 def test_the_greeting_offers_nothing() -> None:
     assert Capabilities.parse(ServerReply(250, (b"PIPELINING",))) == Capabilities()
 
@@ -249,6 +284,160 @@ def test_size_is_a_number_or_no_limit(line: bytes, size: int | None) -> None:
 @given(st.lists(st.binary(max_size=50), min_size=1))
 def test_any_ehlo_reply_can_be_read(lines: list[bytes]) -> None:
     Capabilities.parse(ServerReply(250, tuple(lines)))
+
+
+# --- who the client is ---------------------------------------------------------------------------------
+
+XCLIENT = frozenset(
+    ("NAME", "ADDR", "PROTO", "HELO", "REVERSE_NAME", "PORT", "LOGIN", "DESTADDR", "DESTPORT")
+)
+XFORWARD = frozenset(("NAME", "ADDR", "PROTO", "HELO", "PORT", "IDENT", "SOURCE"))
+CLIENT = Session("s1", IPv4Address("192.0.2.7"), 40000, "mail.example.org", esmtp=True)
+
+
+def test_xclient_says_what_is_known() -> None:
+    assert xclient_command(CLIENT, XCLIENT) == (
+        b"XCLIENT NAME=[UNAVAILABLE] ADDR=192.0.2.7 PORT=40000 PROTO=ESMTP HELO=mail.example.org"
+        b" REVERSE_NAME=[UNAVAILABLE]\r\n"
+    )
+
+
+def test_xclient_of_a_client_before_helo_on_ipv6() -> None:
+    client = Session("s1", IPv6Address("2001:db8::7"), 25)
+    assert xclient_command(client, frozenset(("ADDR", "HELO", "PROTO"))) == (
+        b"XCLIENT ADDR=IPV6:2001:db8::7 PROTO=SMTP HELO=[UNAVAILABLE]\r\n"
+    )
+
+
+@pytest.mark.parametrize("offered", [frozenset[str](), XCLIENT - {"ADDR"}])
+def test_xclient_without_the_address_is_no_use(offered: frozenset[str]) -> None:
+    with pytest.raises(ValueError, match="ADDR"):
+        xclient_command(CLIENT, offered)
+
+
+def test_xforward_fits_in_one_line_for_most() -> None:
+    (line,) = xforward_commands(CLIENT, "tx1", XFORWARD)
+    assert line == (
+        b"XFORWARD NAME=[UNAVAILABLE] ADDR=192.0.2.7 PORT=40000 PROTO=ESMTP HELO=mail.example.org"
+        b" IDENT=tx1 SOURCE=REMOTE\r\n"
+    )
+
+
+def test_xforward_is_cut_into_lines_and_left_out() -> None:
+    client = Session("s1", IPv4Address("192.0.2.7"), 1, "h" * 255)
+    lines = xforward_commands(client, "t" * 255, XFORWARD)
+    assert [line.split()[1][:4] for line in lines] == [b"NAME", b"IDEN"]
+    assert b" HELO=" + b"h" * 255 + b"\r\n" in lines[0]
+    assert lines[1].endswith(b" SOURCE=REMOTE\r\n")
+    assert xforward_commands(client, "tx1", frozenset(("SOURCE", "OTHER"))) == (
+        b"XFORWARD SOURCE=REMOTE\r\n",
+    )
+    assert xforward_commands(client, "tx1", frozenset()) == ()
+
+
+@pytest.mark.parametrize(
+    ("helo", "value"),
+    [
+        ("[192.0.2.7]", b"[192.0.2.7]"),
+        ("a+b=c", b"a+2Bb+3Dc"),
+        ("a ADDR=127.0.0.1", b"a?ADDR+3D127.0.0.1"),
+        ("a\r\nMAIL", b"a??MAIL"),
+        ('<a@b>(c);"\\', b"?a?b??c????"),
+        ("b\xfccher\x00\x7f", b"b?cher??"),
+        ("h" * 255, b"h" * 255),
+        ("h" * 256, b"[UNAVAILABLE]"),
+        ("+" * 86, b"[UNAVAILABLE]"),
+    ],
+)
+def test_a_helo_is_a_name_or_unknown(helo: str, value: bytes) -> None:
+    client = Session("s1", IPv4Address("192.0.2.7"), 1, helo)
+    assert xclient_command(client, frozenset(("ADDR", "HELO"))) == (
+        b"XCLIENT ADDR=192.0.2.7 HELO=" + value + b"\r\n"
+    )
+
+
+def test_ehlo_behind_xclient_is_the_clients() -> None:
+    assert ehlo_as_client(CLIENT, "mx.example.org") == b"EHLO mail.example.org\r\n"
+    nameless = Session("s1", IPv4Address("192.0.2.7"), 1)
+    assert ehlo_as_client(nameless, "mx.example.org") == b"EHLO mx.example.org\r\n"
+    odd = Session("s1", IPv4Address("192.0.2.7"), 1, "a b\r\nMAIL <")
+    assert ehlo_as_client(odd, "mx.example.org") == b"EHLO a?b??MAIL??\r\n"
+    endless = Session("s1", IPv4Address("192.0.2.7"), 1, "a" * 256)
+    assert ehlo_as_client(endless, "mx.example.org") == b"EHLO mx.example.org\r\n"
+
+
+ATTRIBUTE = rb"[A-Z_]+=[!-*,-<>-~+]{1,255}"
+
+
+@given(st.text(), st.text(max_size=300), st.ip_addresses(), st.integers(0, 65535), st.booleans())
+@example("+" * 85, "t", ip_address("2001:db8:1111:2222:3333:4444:5555:6666"), 65535, True)
+@example("h" * 255, "=" * 85, ip_address("2001:db8:1111:2222:3333:4444:5555:6666"), 65535, True)
+def test_no_helo_breaks_a_line_or_makes_it_too_long(
+    helo: str, tx_id: str, client: IPv4Address | IPv6Address, port: int, esmtp: bool
+) -> None:
+    session = Session("s1", client, port, helo, esmtp)
+    for verb, lines in (
+        (b"XCLIENT", (xclient_command(session, XCLIENT),)),
+        (b"XFORWARD", xforward_commands(session, tx_id, XFORWARD)),
+    ):
+        attributes = []
+        for line in lines:
+            assert len(line) <= 512
+            assert line.endswith(b"\r\n")
+            first, *rest = line[:-2].split(b" ")
+            assert first == verb
+            attributes += rest
+        assert all(re.fullmatch(ATTRIBUTE, each) for each in attributes)
+        names = [each.partition(b"=")[0].decode() for each in attributes]
+        assert len(names) == len(set(names))
+        assert set(names) == (
+            XFORWARD if verb == b"XFORWARD" else XCLIENT - {"LOGIN", "DESTADDR", "DESTPORT"}
+        )
+    assert re.fullmatch(rb"EHLO [!-~]{1,255}\r\n", ehlo_as_client(session, "mx.example.org"))
+
+
+SIGNATURE = bytes.fromhex("0D0A0D0A000D0A515549540A")
+
+
+def test_proxy_header_for_ipv4() -> None:
+    header = proxy_v2((IPv4Address("192.0.2.7"), 40000), (IPv4Address("192.0.2.1"), 25))
+    assert header == SIGNATURE + bytes.fromhex("21 11 000C C0000207 C0000201 9C40 0019")
+
+
+def test_proxy_header_for_ipv6() -> None:
+    header = proxy_v2((IPv6Address("2001:db8::7"), 40000), (IPv6Address("2001:db8::1"), 25))
+    assert header == SIGNATURE + bytes.fromhex(
+        "21 21 0024 20010db8000000000000000000000007 20010db8000000000000000000000001 9C40 0019"
+    )
+
+
+def test_proxy_header_for_our_own_connection_is_local() -> None:
+    assert proxy_v2(None, (IPv4Address("192.0.2.1"), 25)) == SIGNATURE + bytes.fromhex("20 00 0000")
+
+
+ENDPOINT = st.tuples(st.ip_addresses(), st.integers(0, 65535))
+
+
+@given(ENDPOINT, ENDPOINT)
+@example((ip_address("192.0.2.7"), 1), (ip_address("2001:db8::1"), 2))
+@example((ip_address("2001:db8::7"), 1), (ip_address("192.0.2.1"), 2))
+def test_a_proxy_header_reads_back(
+    source: tuple[IPv4Address | IPv6Address, int], destination: tuple[IPv4Address | IPv6Address, int]
+) -> None:
+    header = proxy_v2(source, destination)
+    signature, command, family, length = struct.unpack("!12sBBH", header[:16])
+    assert (signature, command, len(header)) == (SIGNATURE, 0x21, 16 + length)
+    size = {0x11: 4, 0x21: 16}[family]
+    ends = []
+    for at, (address, port) in enumerate((source, destination)):
+        packed = header[16 + at * size :][:size]
+        if size == 16 and address.version == 4:
+            assert IPv6Address(packed).ipv4_mapped == address
+        else:
+            assert packed == address.packed
+        ends.append(port)
+    assert struct.unpack("!HH", header[-4:]) == tuple(ends)
+    assert (size == 4) == (source[0].version == destination[0].version == 4)
 
 
 # --- commands ------------------------------------------------------------------------------------------
@@ -296,6 +485,7 @@ def test_utf8_addresses_go_out_as_utf8() -> None:
 def test_hello_commands() -> None:
     assert ehlo_command("mx.example.org") == b"EHLO mx.example.org\r\n"
     assert helo_command("mx.example.org") == b"HELO mx.example.org\r\n"
+    assert lhlo_command("mx.example.org") == b"LHLO mx.example.org\r\n"
 
 
 class Evil:
@@ -320,6 +510,8 @@ def test_no_command_can_be_built_with_cr_lf_or_nul(text: str) -> None:
         lambda: rcpt_command(Recipient(mailbox("b@example.org"), orcpt=text), EVERYTHING),
         lambda: ehlo_command(text),
         lambda: helo_command(text),
+        lambda: lhlo_command(text),
+        lambda: transaction_commands(Envelope(None, (Recipient(evil),)), EVERYTHING, 0),
     ]
     for build in builders:
         with pytest.raises(ValueError, match=r"CR, LF or NUL|cannot be written"):
@@ -524,13 +716,16 @@ WIRE = st.lists(
 ).map(b"".join)
 
 
-@given(WIRE, st.data(), st.integers(1, 3), st.booleans())
-@example(b"250 ok\r\n" * 2 + b"354 go\r\n" + b"250 ok\r\n", None, 1, True)
+@given(WIRE, st.data(), st.integers(1, 3), st.booleans(), st.integers(0, 2))
+@example(b"250 ok\r\n" * 2 + b"354 go\r\n" + b"250 ok\r\n", None, 1, True, 0)
+@example(b"501 no\r\n" + b"250 ok\r\n" * 2 + b"354 go\r\n" + b"250 ok\r\n", None, 1, True, 1)
 def test_whatever_the_downstream_says_there_is_an_outcome_or_the_typed_error(
-    wire: bytes, data: st.DataObject | None, rcpts: int, pipelining: bool
+    wire: bytes, data: st.DataObject | None, rcpts: int, pipelining: bool, before: int
 ) -> None:
     """Any bytes in any split; stored only for a 2yz reply after the dot."""
-    reader, transfer = ReplyReader(), Transfer(MAIL, RCPTS[:1] * rcpts, pipelining=pipelining)
+    reader = ReplyReader()
+    identity = (b"XFORWARD A=1\r\n",) * before
+    transfer = Transfer(MAIL, RCPTS[:1] * rcpts, pipelining=pipelining, before=identity)
     known: list[ServerReply] = []
     is_dot_sent = False
     step: Send | StartContent | Outcome = transfer.begin()
@@ -565,12 +760,121 @@ def test_whatever_the_downstream_says_there_is_an_outcome_or_the_typed_error(
     assert not (is_dot_sent and step.is_used_up)
 
 
+# --- commands in front of MAIL -------------------------------------------------------------------------
+
+BEFORE = (b"XFORWARD A=1\r\n", b"XFORWARD B=2\r\n")
+
+
+def test_commands_in_front_belong_to_the_group() -> None:
+    transfer = Transfer(MAIL, RCPTS, pipelining=True, before=BEFORE)
+    assert transfer.begin() == Send(b"".join(BEFORE) + MAIL + b"".join(RCPTS) + DATA, 6)
+    verification = Verification(MAIL, RCPTS, pipelining=True, before=BEFORE)
+    assert verification.begin() == Send(b"".join(BEFORE) + MAIL + b"".join(RCPTS) + RSET, 6)
+    one_by_one = Transfer(MAIL, RCPTS, pipelining=False, before=BEFORE)
+    assert one_by_one.begin() == Send(BEFORE[0], 1)
+    assert one_by_one.advance([said("250 ok")]) == Send(BEFORE[1], 1)
+    assert one_by_one.advance([said("501 what")]) == Send(MAIL, 1)
+
+
+def test_the_group_of_an_envelope_has_them_too() -> None:
+    group = transaction_commands(FULL, EVERYTHING, 7)
+    assert transaction_commands(FULL, EVERYTHING, 7, b"".join(BEFORE)) == b"".join(BEFORE) + group
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+@pytest.mark.parametrize("said_before", ["250 ok|250 ok", "550 No|451 Later", "250 ok|501 What"])
+def test_a_refused_identity_changes_nothing(said_before: str, pipelining: bool) -> None:
+    def play_behind(replies: str) -> Outcome:
+        transfer = Transfer(MAIL, RCPTS, pipelining=pipelining, before=BEFORE)
+        return play(transfer, [*said_before.split("|"), *replies.split("|")])
+
+    assert play_behind("250 ok|250 ok|250 ok|354 go|250 2.0.0 Stored").stored
+    late = play_behind("250 ok|250 ok|550 5.1.1 Gone|554 -")
+    assert (late.error, late.after) == ("partial", After.RESET)
+    assert late.refused == (Refused(1, Reply(550, "5.1.1", "Gone")),)
+    sender = play_behind("550 5.7.1 No|503 -|503 -|503 -")
+    assert (str(sender.reply), sender.after) == ("550 5.7.1 No", After.RESET)
+    assert play_behind("250 ok|250 ok|250 ok|250 what").error == "protocol"
+    verified, written = ask(
+        [*said_before.split("|"), "250 -", "250 -", "550 5.1.1 B", "250 -"],
+        pipelining=pipelining,
+        before=BEFORE,
+    )
+    assert [reply.code for reply in verified.replies] == [250, 550]
+    assert (verified.error, verified.after) == ("", After.REUSE)
+    assert written == b"".join(BEFORE) + MAIL + b"".join(RCPTS) + RSET
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+@pytest.mark.parametrize(
+    "replies",
+    [
+        [],
+        ["250 ok"],
+        ["250 ok", "250 ok"],
+        ["421 4.4.2 Idle"],
+        ["250 ok", "421 -", "421 -"],
+        ["421 -", "250 ok", "250 ok", "250 ok", "250 ok", "354 go"],
+    ],
+)
+def test_what_ends_before_the_reply_to_mail_is_used_up(replies: list[str], pipelining: bool) -> None:
+    outcome = play(Transfer(MAIL, RCPTS, pipelining=pipelining, before=BEFORE), replies)
+    assert (outcome.is_used_up, outcome.after, outcome.reply.is_transient) == (True, After.CLOSE, True)
+    verified, _ = ask(replies, pipelining=pipelining, before=BEFORE)
+    assert (verified.is_used_up, verified.after) == (True, After.CLOSE)
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+@pytest.mark.parametrize("code", [150, 354])
+def test_what_is_no_answer_to_an_identity_is_trouble(code: int, pipelining: bool) -> None:
+    replies = [f"{code} what", "250 ok", "550 5.7.1 No", "503 -", "503 -", "503 -"]
+    outcome = play(Transfer(MAIL, RCPTS, pipelining=pipelining, before=BEFORE), replies)
+    assert (outcome.reply, outcome.error, outcome.is_used_up) == (DOWNSTREAM_TROUBLE, "protocol", False)
+    verified, _ = ask(replies, pipelining=pipelining, before=BEFORE)
+    assert (verified.replies, verified.after) == ((DOWNSTREAM_TROUBLE,) * 2, After.CLOSE)
+
+
+# --- too many recipients -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+@pytest.mark.parametrize(
+    ("first", "second", "count"),
+    [
+        ("250 ok", "452 4.5.3 Too many", 1),
+        ("250 ok", "452 4.5.3", 1),
+        ("250 ok", "452 Too many recipients", 1),
+        ("250 ok", "452", 1),
+        ("250 ok", "452 4.3.1 No space", 0),
+        ("250 ok", "452 4.5.30 What", 0),
+        ("250 ok", "450 4.5.3 Too many", 0),
+        ("250 ok", "552 5.5.3 Too many", 0),
+        ("550 5.1.1 No", "452 4.5.3 Too many", 0),
+        ("452 4.5.3 Too many", "452 4.5.3 Too many", 0),
+        ("452 4.5.3 Too many", "250 ok", 0),
+        ("250 ok", "250 ok", 0),
+    ],
+)
+def test_so_many_recipients_were_taken(first: str, second: str, count: int, pipelining: bool) -> None:
+    outcome = play(Transfer(MAIL, RCPTS, pipelining=pipelining), ["250 ok", first, second, "554 -"])
+    assert outcome.max_recipients == count
+    verified, _ = ask(["250 ok", first, second, "250 ok"], pipelining=pipelining)
+    assert verified.max_recipients == count
+
+
+def test_refused_ones_between_are_no_recipients() -> None:
+    replies = ["250 -", "250 ok", "550 5.1.1 No", "250 ok", "452 4.5.3 Enough", "250 ok", "554 -"]
+    assert play(Transfer(MAIL, RCPTS[:1] * 5, pipelining=True), replies).max_recipients == 2
+
+
 # --- asking about recipients ---------------------------------------------------------------------------
 
 
-def ask(replies: Sequence[str], end: str = "closed", *, pipelining: bool = True) -> tuple[Verified, bytes]:
+def ask(
+    replies: Sequence[str], end: str = "closed", *, pipelining: bool = True, before: Sequence[bytes] = ()
+) -> tuple[Verified, bytes]:
     """What two recipients were told, and all that was written."""
-    verification = Verification(MAIL, RCPTS, pipelining=pipelining)
+    verification = Verification(MAIL, RCPTS, pipelining=pipelining, before=before)
     left = [said(text) for text in replies]
     step: Send | Verified = verification.begin()
     written = b""

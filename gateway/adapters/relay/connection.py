@@ -13,14 +13,14 @@ import asyncio
 import math
 import select
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, cast
 
 from gateway.services import Clock
 from gateway.smtp.client import QUIT, Capabilities, DownstreamProtocolError, ReplyReader, ServerReply
 
 if TYPE_CHECKING:
-    from gateway.adapters.relay.pool import Pool
+    from gateway.adapters.relay.host import Host
 
 # Timers of uvloop may fire up to one turn of its clock (1 ms) early.
 _EARLY_S = 0.002
@@ -30,11 +30,13 @@ class Connection(asyncio.Protocol):
     """One connection. It belongs to one user at a time, and to its pool while it is idle.
 
     `on_idle_end` is called once when an idle connection ends: it idled too long, the peer closed it or spoke.
-    The counters are for the pool's rules on how long a connection may be used. `pool` is whose it is, `dot_at` the
-    clock's time at which content and its dot were written (`transact`), 0 before.
+    The counters are for the pool's rules on how long a connection may be used. `host` and `address` say whose it is,
+    `owner` for whose mail alone it is (None: everybody's); `dot_at` is the clock's time at which content and its dot
+    were written (`transact`), 0 before.
     """
 
-    pool: Pool
+    host: Host
+    address: str
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_idle_end: Callable[[Connection], None]) -> None:
         self.capabilities = Capabilities()
@@ -45,6 +47,7 @@ class Connection(asyncio.Protocol):
         self.refusals = 0
         # it has served before: the peer may be about to end it, or have ended it without our knowing
         self.is_reused = False
+        self.owner: Hashable = None
         self.dot_at = 0.0
         self.loop = loop
         self._on_idle_end = on_idle_end
@@ -64,21 +67,30 @@ class Connection(asyncio.Protocol):
         self._is_paused = False
         self._drained: asyncio.Future[None] | None = None
         self._deadline = math.inf
+        # what takes its place once a reply has come
+        self._patient = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
 
     # --- asking ----------------------------------------------------------------------------------
+
+    def preface(self, data: bytes) -> None:
+        """Write what goes in front of everything, and what nobody answers."""
+        self._transport.write(data)
 
     def banner(self, deadline: float) -> asyncio.Future[list[ServerReply]]:
         """The banner as a list of one reply, or an empty one and trouble. To be asked first and once."""
         self._arm(deadline)
         return self._waiter or self.adopt()
 
-    def exchange(self, data: bytes, replies: int, deadline: float) -> asyncio.Future[list[ServerReply]]:
+    def exchange(
+        self, data: bytes, replies: int, deadline: float, patient: float = 0.0
+    ) -> asyncio.Future[list[ServerReply]]:
         """Write `data` and wait for so many replies until `deadline` (the loop's time).
 
-        When fewer are in the result there is `trouble`; replies that nobody asked for are trouble too, which the
-        next exchange meets. After trouble nothing is written.
+        A first reply in time makes the deadline of the others `patient`, if that is later. When fewer are in the
+        result there is `trouble`; replies that nobody asked for are trouble too, which the next exchange meets. After
+        trouble nothing is written.
         """
         future: asyncio.Future[list[ServerReply]] = self.loop.create_future()
         if self.trouble:
@@ -88,13 +100,22 @@ class Connection(asyncio.Protocol):
         self._result = None
         self._waiter = future
         self._deadline = deadline
+        self._patient = patient
         if deadline < self._timer_at:
             self._arm(deadline)
         self._transport.write(data)
         return future
 
     def transact(
-        self, commands: bytes, replies: int, content: bytes, deadline: float, *, final_s: float, clock: Clock
+        self,
+        commands: bytes,
+        replies: int,
+        content: bytes,
+        deadline: float,
+        patient: float,
+        *,
+        final_s: float,
+        clock: Clock,
     ) -> asyncio.Future[list[ServerReply]]:
         """An exchange, and when its replies say go ahead (ReplyReader.is_go_ahead), `content` and one more reply.
 
@@ -105,7 +126,7 @@ class Connection(asyncio.Protocol):
         self._content = content
         self._final_s = final_s
         self._clock = clock
-        return self.exchange(commands, replies, deadline)
+        return self.exchange(commands, replies, deadline, patient)
 
     def end_content(self, last: bytes, *, final_s: float, clock: Clock) -> asyncio.Future[list[ServerReply]]:
         """Write the rest of the content with its dot, and wait for the final reply; sets `dot_at`."""
@@ -185,8 +206,17 @@ class Connection(asyncio.Protocol):
 
     # --- TLS -------------------------------------------------------------------------------------
 
+    @property
+    def is_silent(self) -> bool:
+        """Nothing has come yet, not even an end."""
+        return self._waiter is not None and not self._waiter.done() and self._reader.is_empty
+
     async def start_tls(self, context: ssl.SSLContext, server_name: str, timeout_s: float) -> None:
-        """RFC 3207: TLS on this connection. Raises OSError (ssl.SSLError is one) and ValueError."""
+        """TLS on this connection from here. Raises OSError (ssl.SSLError is one) and ValueError."""
+        # RFC 3207 4.2: nothing that was said before counts. To be done before the handshake: the banner of implicit
+        # TLS may come before this coroutine goes on.
+        self.capabilities = Capabilities()
+        self._reader = ReplyReader()
         transport = await self.loop.start_tls(
             self._transport,
             self,
@@ -197,9 +227,6 @@ class Connection(asyncio.Protocol):
         if transport is None:
             raise ConnectionError("closed during the TLS handshake")
         self._transport = transport
-        # RFC 3207 4.2: nothing that was said before counts
-        self.capabilities = Capabilities()
-        self._reader = ReplyReader()
 
     # --- asyncio.Protocol ------------------------------------------------------------------------
 
@@ -303,6 +330,8 @@ class Connection(asyncio.Protocol):
         elif self._is_idle:
             self._is_idle = False
             self._on_idle_end(self)
+        elif self._waiter is not None and self._replies and self._deadline < self._patient:
+            self._arm(self._patient)
         else:
             self._break("timeout")
 

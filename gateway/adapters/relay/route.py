@@ -1,95 +1,36 @@
-"""Routes and their hosts: which recipients go where, what is known of each downstream, what is counted.
+"""Routes: which recipients go where, which host of a route is next, what a route is known to take.
 
-A route has one host for now; `Route.take` and `Route.acquire` are where failover and health will choose among several.
+Preference: the hosts of the first group that has one which is up; among them the least used, ties in turn. When none is
+up they are all tried in order of preference: mail would be refused otherwise anyway, and one that was just started
+serves at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+import math
+from collections.abc import Callable, Collection, Iterator
 
 from gateway.adapters.relay.connection import Connection
-from gateway.adapters.relay.opening import Opener
-from gateway.adapters.relay.pool import Pool, PoolMetrics
+from gateway.adapters.relay.host import Host
+from gateway.adapters.relay.opening import NoConnectionError
+from gateway.adapters.relay.pool import DismissedError
 from gateway.adapters.relay.settings import (
-    HostSettings,
+    Identity,
+    Protocol,
     RelaySettings,
     RelaySettingsError,
     RouteSettings,
 )
 from gateway.relaying import Offer
-from gateway.services import Clock, Counter, Metrics
+from gateway.services import Services
+from gateway.session import Session
 from gateway.smtp.address import AddressLiteral, Domain
-from gateway.smtp.client import Capabilities
-
-# Tokens of gateway.relaying.Delivery that are trouble, and the delivery whose client was gone.
-_ERRORS = (
-    "partial",
-    "smtputf8",
-    "connect",
-    "tls",
-    "banner",
-    "ehlo",
-    "busy",
-    "timeout",
-    "closed",
-    "protocol",
-    "final_lost",
-    "internal",
-    "orphan",
-)
 
 # Domains whose route is remembered; most mail is for few of them.
 _MAX_KNOWN = 4096
-
-
-class RouteMetrics:
-    """The children of the relay's metric families that belong to one route."""
-
-    def __init__(self, metrics: Metrics, route: str) -> None:
-        connections = metrics.gauges(
-            "mxgate_relay_connections", "Connections to downstreams", ("route", "state")
-        )
-        errors = metrics.counters(
-            "mxgate_relay_errors_total", "Trouble of the relay by kind", ("route", "error")
-        )
-        durations = metrics.histograms(
-            "mxgate_relay_duration_seconds",
-            "Time of the relay's steps: connect, verify, deliver (up to the dot), final (from dot to reply)",
-            ("route", "step"),
-        )
-        self.pool = PoolMetrics(
-            in_use=connections.labels(route, "in_use"),
-            idle=connections.labels(route, "idle"),
-            connect_s=durations.labels(route, "connect"),
-        )
-        self.verify_s = durations.labels(route, "verify")
-        self.deliver_s = durations.labels(route, "deliver")
-        self.final_s = durations.labels(route, "final")
-        self.errors: dict[str, Counter] = {error: errors.labels(route, error) for error in _ERRORS}
-
-
-class Host:
-    """One downstream: its pool, and what it offered at its last EHLO (None before the first).
-
-    `changed` is called when that is something else than before.
-    """
-
-    def __init__(
-        self,
-        host: HostSettings,
-        settings: RelaySettings,
-        clock: Clock,
-        metrics: PoolMetrics,
-        changed: Callable[[], None],
-    ) -> None:
-        self.capabilities: Capabilities | None = None
-        self.pool = Pool(Opener(host, settings), settings, clock, metrics, self._learn)
-        self._changed = changed
-
-    def _learn(self, connection: Connection) -> None:
-        if connection.capabilities != self.capabilities:
-            self.capabilities = connection.capabilities
-            self._changed()
+# DESIGN.md section 6: how long a downstream's 452 4.5.3 counts
+_TAUGHT_S = 24 * 3600.0
 
 
 class Route:
@@ -99,27 +40,104 @@ class Route:
         self,
         route: RouteSettings,
         settings: RelaySettings,
-        clock: Clock,
-        metrics: RouteMetrics,
+        services: Services,
         changed: Callable[[], None],
     ) -> None:
         self.name = route.name
         self.verify_recipients = route.verify_recipients
-        self.metrics = metrics
+        self.is_lmtp = route.protocol is Protocol.LMTP
+        # what a downstream says may depend on the client
+        self.is_personal = route.identity in (Identity.XCLIENT, Identity.PROXY_V2)
         self.offer: Offer | None = None
-        self._changed = changed
-        self.hosts = tuple(
-            Host(host, settings, clock, metrics.pool, self._host_changed) for host in route.hosts
+        self.max_size: float = math.inf
+        self._groups = tuple(
+            tuple(Host(host, route, settings, services, self._host_changed) for host in group)
+            for group in route.groups
         )
-        # an idle connection to one of its hosts, without waiting
-        self.take = self.hosts[0].pool.take
+        self.hosts = tuple(host for group in self._groups for host in group)
+        if (
+            not all(self._groups)
+            or len({host.name for host in self.hosts}) != len(self.hosts)
+            or not self.hosts
+        ):
+            raise RelaySettingsError(f"route {self.name!r} needs hosts, each of them once")
+        self._clock = services.clock
+        self._changed = changed
+        self._turn = 0
+        # RFC 2033 4.2: one reply a recipient follows the dot, so an LMTP transaction has one
+        self._offered_recipients = int(self.is_lmtp)
+        self._taught_recipients = 0
+        self._taught_until = 0.0
+        # an idle connection to the host whose turn it is, without waiting
+        self.take: Callable[[Session], Connection | None] = (
+            self.hosts[0].pool.take if len(self.hosts) == 1 else self._take
+        )
 
-    async def acquire(self, deadline: float, *, fresh: bool = False) -> Connection:
-        """A connection to one of its hosts, see Pool.acquire; here failover will choose. Raises NoConnectionError."""
-        return await self.hosts[0].pool.acquire(deadline, fresh=fresh)
+    # --- connections -----------------------------------------------------------------------------
+
+    async def acquire(
+        self, client: Session, deadline: float, *, fresh: bool = False, without: Collection[Host] = ()
+    ) -> Connection:
+        """A connection to the host whose turn it is, or else to the next one, see Pool.acquire.
+
+        Raises NoConnectionError when none of them, but for those in `without`, can serve before `deadline`.
+        """
+        tried = set(without)
+        failure = NoConnectionError("busy", "there is no other host")
+        while (host := self._choose(tried)) is not None:
+            try:
+                return await host.acquire(client, deadline, fresh=fresh)
+            except DismissedError as trouble:
+                failure = trouble
+            except NoConnectionError as trouble:
+                failure = trouble
+                tried.add(host)
+            if asyncio.get_running_loop().time() >= deadline:
+                break
+        raise failure
+
+    def has_up(self, without: Collection[Host]) -> bool:
+        """Whether a host is up that is none of these."""
+        return any(host.is_up and host not in without for host in self.hosts)
+
+    def _take(self, client: Session) -> Connection | None:
+        self._turn += 1
+        host = self._choose(())
+        return None if host is None else host.pool.take(client)
+
+    def _choose(self, tried: Collection[Host]) -> Host | None:
+        for group in self._groups:
+            up = [host for host in group if host.is_up and host not in tried]
+            if up:
+                start = self._turn % len(up)
+                return min((*up[start:], *up[:start]), key=_in_use)
+        return next((host for host in self.hosts if host not in tried), None)
+
+    # --- what it takes ---------------------------------------------------------------------------
+
+    @property
+    def max_recipients(self) -> int:
+        """Recipients that one transaction may have, 0 for no limit."""
+        if self._taught_recipients and self._clock.monotonic() >= self._taught_until:
+            self._taught_recipients = 0
+        return min(filter(None, (self._offered_recipients, self._taught_recipients)), default=0)
+
+    def teach(self, max_recipients: int) -> None:
+        """A downstream took so many recipients and refused the next one, because it was one too many."""
+        self._taught_recipients = max_recipients
+        self._taught_until = self._clock.monotonic() + _TAUGHT_S
+
+    def state(self) -> dict[str, object]:
+        """Its hosts as /readyz shows them."""
+        return {"name": self.name, "hosts": [host.state() for host in self.hosts]}
 
     def _host_changed(self) -> None:
         known = [host.capabilities for host in self.hosts if host.capabilities is not None]
+        if not self.is_lmtp:
+            # RFC 9422 4: RCPTMAX
+            self._offered_recipients = min(
+                (each.max_recipients for each in known if each.max_recipients), default=0
+            )
         if len(known) == len(self.hosts):
             # any of them may get the message, so all must take it
             self.offer = Offer(
@@ -128,7 +146,34 @@ class Route:
                 dsn=all(each.dsn for each in known),
                 size=min((each.size for each in known if each.size), default=0),
             )
+            self.max_size = self.offer.size or math.inf
         self._changed()
+
+
+def _in_use(host: Host) -> int:
+    return host.pool.in_use
+
+
+class Retry:
+    """What may follow a connection that was used up before anything of a message was sent.
+
+    One that had been idle is replaced once in any case, since downstreams end idle connections as they like; where it
+    hung, by one of another host that is up. After a fresh one only another host that is up is tried. `without` are
+    the hosts that are out of the question.
+    """
+
+    def __init__(self, route: Route) -> None:
+        self.without: set[Host] = set()
+        self._route = route
+        self._is_begun = False
+
+    def allows(self, used_up: Connection) -> bool:
+        """Whether another connection may be tried in the place of this one."""
+        host, was_idle = used_up.host, used_up.is_reused and not self._is_begun
+        self._is_begun = True
+        if not was_idle or (used_up.trouble == "timeout" and self._route.has_up({host})):
+            self.without.add(host)
+        return was_idle or self._route.has_up(self.without)
 
 
 class _Found(dict["Domain | AddressLiteral | None", "Route | None"]):
@@ -147,16 +192,14 @@ class _Found(dict["Domain | AddressLiteral | None", "Route | None"]):
 class RouteTable:
     """All routes by recipient, and their common offer."""
 
-    def __init__(self, settings: RelaySettings, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, settings: RelaySettings, services: Services) -> None:
         self.offer = Offer(eightbitmime=True, smtputf8=False, dsn=False, size=0)
         self.routes: dict[str, Route] = {}
         self._by_domain: dict[str, str] = {}
         for route in settings.routes:
-            if len(route.hosts) != 1 or route.name in self.routes:
-                raise RelaySettingsError(f"route {route.name!r} needs a name of its own and exactly one host")
-            self.routes[route.name] = Route(
-                route, settings, clock, RouteMetrics(metrics, route.name), self._route_changed
-            )
+            if route.name in self.routes:
+                raise RelaySettingsError(f"route {route.name!r} needs a name of its own")
+            self.routes[route.name] = Route(route, settings, services, self._route_changed)
             for domain in route.domains:
                 self._by_domain.setdefault(domain, route.name)
         if not self.routes:

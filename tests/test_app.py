@@ -1,0 +1,136 @@
+"""gateway.app: what the configuration becomes for the parts of a worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gateway.adapters.metrics import ProcessMetrics
+from gateway.adapters.relay import HostSettings, RouteSettings, TlsMode
+from gateway.adapters.relay.settings import Identity, Protocol
+from gateway.app import Worker, relay_settings, server_settings
+from gateway.channel import Json, Message, MetricsPush, State
+from gateway.config import load
+from tests.fakes import FakeLog
+
+CONFIG = """\
+server.hostname = "mx.example.org"
+relay.domains = ["example.org", "example.net"]
+relay.connect_timeout_s = 3
+[[relay.routes]]
+domains = ["example.net"]
+downstream = ["192.0.2.1:25", "mta.example.net:2525"]
+tls = "none"
+verify_recipients = false
+[[relay.routes]]
+name = "mailboxes"
+downstream = [["192.0.2.2:24", "[2001:db8::2]:24"], ["192.0.2.3:24"]]
+protocol = "lmtp"
+identity = "xclient"
+tls = "verify"
+tls_implicit = true
+tls_ca_file = "/etc/ca.pem"
+tls_name = "mailboxes.example.org"
+"""
+
+
+def test_routes_become_groups_of_hosts(tmp_path: Path) -> None:
+    path = tmp_path / "mxgate.toml"
+    path.write_text(CONFIG)
+    settings = relay_settings(load(path, environ={}))
+
+    def mailboxes(host: str) -> HostSettings:
+        return HostSettings(
+            host, 24, TlsMode.VERIFY, "mailboxes.example.org", "/etc/ca.pem", tls_implicit=True
+        )
+
+    assert (settings.hostname, settings.connect_timeout_s) == ("mx.example.org", 3)
+    assert settings.routes == (
+        RouteSettings(
+            "route1",
+            ("example.net",),
+            ((HostSettings("192.0.2.1", 25), HostSettings("mta.example.net", 2525)),),
+            verify_recipients=False,
+        ),
+        RouteSettings(
+            "mailboxes",
+            ("*",),
+            ((mailboxes("192.0.2.2"), mailboxes("2001:db8::2")), (mailboxes("192.0.2.3"),)),
+            protocol=Protocol.LMTP,
+            identity=Identity.XCLIENT,
+        ),
+    )
+
+
+class FakeChannel:
+    """What a worker sent to its supervisor."""
+
+    def __init__(self) -> None:
+        self.is_writable = True
+        self.sent: list[Message] = []
+
+    def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    def states(self) -> list[State]:
+        """Those sent since the last call; with each push there are metrics."""
+        states = [message for message in self.sent if isinstance(message, State)]
+        assert len(self.sent) - len(states) == 1
+        assert isinstance(self.sent[-1], MetricsPush)
+        self.sent.clear()
+        return states
+
+
+class FakeRelay:
+    """A relay that is as the test says."""
+
+    def __init__(self) -> None:
+        self.is_up = True
+
+    def state(self) -> dict[str, Json]:
+        return {"routes": [{"name": "route1", "hosts": [{"host": "mta:25", "up": self.is_up}]}]}
+
+
+async def test_the_relays_state_goes_to_the_supervisor_with_a_push_when_it_changed(tmp_path: Path) -> None:
+    path = tmp_path / "mxgate.toml"
+    path.write_text(CONFIG)
+    worker: Any = Worker(load(path, environ={}), (), FakeLog(), ProcessMetrics())
+    channel = worker._channel = FakeChannel()
+    relay = worker._relay = FakeRelay()
+    worker._state = State(
+        listening=True, draining=False, policies_started=True, detail={"relay": relay.state()}
+    )
+
+    def push() -> list[State]:
+        worker._push()
+        worker._pushing.cancel()
+        return channel.states()
+
+    assert push() == []
+    relay.is_up = False
+    assert push() == [
+        State(listening=True, draining=False, policies_started=True, detail={"relay": relay.state()})
+    ]
+    assert push() == []
+
+
+def test_a_transaction_has_one_recipient_where_all_routes_are_lmtp(tmp_path: Path) -> None:
+    path = tmp_path / "mxgate.toml"
+    path.write_text(CONFIG)
+    both = server_settings(load(path, environ={}))
+    path.write_text(CONFIG.replace('tls = "none"', 'tls = "none"\nprotocol = "lmtp"'))
+    lmtp = server_settings(load(path, environ={}))
+
+    assert (both.max_recipients, lmtp.max_recipients) == (200, 1)
+
+
+def test_clients_learn_that_recipients_of_several_routes_do_not_go_together(tmp_path: Path) -> None:
+    path = tmp_path / "mxgate.toml"
+    path.write_text(CONFIG)
+    both = server_settings(load(path, environ={}))
+    path.write_text(
+        CONFIG.partition("[[relay.routes]]")[0] + '[[relay.routes]]\ndownstream = ["192.0.2.1:25"]'
+    )
+
+    assert both.has_recipient_groups
+    assert not server_settings(load(path, environ={})).has_recipient_groups
