@@ -15,9 +15,8 @@ import pytest
 from tests.e2e.certificates import Tls, issue
 from tests.e2e.downstream import Downstream
 from tests.e2e.gateway import QUICK_RELAY, Config, Gateway, StartGateway, config_for, shared_gateway
-from tests.e2e.machine import require
 from tests.e2e.net import Address
-from tests.e2e.postfix import DAEMONS, Postfix
+from tests.e2e.postfix import Postfix
 
 # What Postfix refuses in all tests, with the reply that the client has to see.
 REFUSED = "/^refused/ 550 5.1.1 No such user here"
@@ -53,7 +52,6 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGat
 @pytest.fixture(scope="session")
 def postfix() -> Iterator[Postfix]:
     """The downstream MTA; it refuses the recipients of REFUSED."""
-    require(program=DAEMONS / "master", root=True)
     server = Postfix(refused=REFUSED)
     yield server
     server.close()

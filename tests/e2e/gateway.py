@@ -14,7 +14,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -44,6 +44,12 @@ def config_for(downstream: Address, *, overrides: Config | None = None) -> dict[
         "admin": {"listen": f"{LOOPBACK}:{free_port()}"},
     }
     return _merged(base, overrides or {})
+
+
+def route(*groups: Sequence[Address], domains: Sequence[str] = ("*",), **keys: Value) -> dict[str, Value]:
+    """One of `[[relay.routes]]`: downstreams in groups, the preferred one first; one group is written flat."""
+    written: list[list[Value]] = [[f"{host}:{port}" for host, port in group] for group in groups]
+    return {"domains": list(domains), "downstream": written[0] if len(written) == 1 else [*written], **keys}
 
 
 def to_toml(config: Config) -> str:
@@ -89,10 +95,13 @@ class Gateway:
             raise AssertionError(f"{exc}\n{self.log()}") from exc
 
     def wait_announces(self, extension: str) -> None:
-        """Return when EHLO announces the extension: some wait for the downstream's own EHLO (DESIGN.md section 6)."""
+        """Return when EHLO announces the extension: some wait for the downstream's own EHLO (DESIGN.md section 6).
+
+        Its keyword is enough, and its whole line will do.
+        """
 
         def is_announced() -> bool:
-            return extension in {text.split(" ")[0] for text in self.ehlo_lines()[1:]}
+            return any(extension in {text, text.split(" ")[0]} for text in self.ehlo_lines()[1:])
 
         wait_until(is_announced, within_s=10, what=f"EHLO announces {extension}")
 
@@ -101,9 +110,9 @@ class Gateway:
         with self.connect() as client:
             return client.hello().texts
 
-    def connect(self) -> Client:
-        """A raw client, nothing read yet."""
-        return Client(self.address)
+    def connect(self, source: str | None = None) -> Client:
+        """A raw client, nothing read yet; `source` is its address."""
+        return Client(self.address, source=source)
 
     def log(self) -> str:
         """What it wrote to stdout and stderr so far."""

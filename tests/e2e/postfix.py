@@ -1,22 +1,28 @@
 """A private Postfix: its own configuration, queue and Maildir below one short directory, a high port, no syslog.
 
 As a downstream it takes mail for example.org and delivers all of it into one Maildir. As a client it sends what
-`sendmail` injects to its relayhost. Started as our own child (`master -d`) and stopped by that pid. It needs
-root, because Postfix changes users.
+`sendmail` injects to its relayhost. Started as our own child (`master -d`) and stopped by that pid; it can be killed,
+started again on the same port with the same queue, and made to hang. It needs root, because Postfix changes users.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import signal
+import stat
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.e2e.gateway import HOSTNAME
+from tests.e2e.machine import require
 from tests.e2e.net import LOOPBACK, Address, free_port, is_listening, wait_until
 
-DAEMONS = Path("/usr/lib/postfix/sbin")
+_DAEMONS = Path("/usr/lib/postfix/sbin")
 STORE_HOSTNAME = "store.example.org"
 _NOBODY = 65534
 _LONGEST_RUN_S = 3600
@@ -28,7 +34,7 @@ _FIELDS_BEFORE_RECEIVED = 3
 _MAIN = {
     "compatibility_level": "3.6",
     "command_directory": "/usr/sbin",
-    "daemon_directory": str(DAEMONS),
+    "daemon_directory": str(_DAEMONS),
     "mail_owner": "postfix",
     "setgid_group": "postdrop",
     "inet_interfaces": LOOPBACK,
@@ -78,6 +84,7 @@ anvil unix - - n - 1 anvil
 scache unix - - n - 1 scache
 postlog unix-dgram n - n - 1 postlogd
 """
+_QUEUES = ("maildrop", "incoming", "active", "deferred")
 _POSTFIX_ONLY = (
     "active",
     "bounce",
@@ -94,12 +101,13 @@ _POSTFIX_ONLY = (
 
 
 class Postfix:
-    """Runs from construction to `close`. `settings` are further lines of main.cf.
+    """Runs from construction to `close`; the test is skipped where there is none. `settings` are lines of main.cf.
 
     `refused` is an access(5) table in regexp form over recipients, for instance `/^no-/ 550 5.1.1 No such user`.
     """
 
     def __init__(self, settings: Mapping[str, str] | None = None, *, refused: str = "") -> None:
+        require(program=_DAEMONS / "master", root=True)
         # short: the paths of its sockets have room for 108 octets; and below /tmp, where others may pass
         self.directory = Path(tempfile.mkdtemp(prefix="mxpf", dir="/tmp"))
         self.directory.chmod(0o755)
@@ -107,51 +115,82 @@ class Postfix:
         self._etc = self.directory / "etc"
         self._maildir = self.directory / "mail" / "box"
         self._configure(dict(settings or {}), refused)
-        self._process = subprocess.Popen(
+        self._process = self._started()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
             # -e: it ends by itself, should the test run be killed before it can stop it
-            [str(DAEMONS / "master"), "-c", str(self._etc), "-d", "-e", str(_LONGEST_RUN_S)],
+            [str(_DAEMONS / "master"), "-c", str(self._etc), "-d", "-e", str(_LONGEST_RUN_S)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # master ends its whole process group
+            # a process group of its own, in which master and all its children are
             start_new_session=True,
         )
         try:
             wait_until(lambda: is_listening(self.address), within_s=10, what="Postfix listens")
         except AssertionError as exc:
+            process.kill()
+            process.wait()
             raise AssertionError(f"{exc}\n{self.log()}") from exc
+        return process
 
     def close(self) -> None:
         """Stop it and take its directory away."""
-        self._process.terminate()
         try:
-            self._process.wait(timeout=10)
+            if self._process.poll() is None:
+                self.thaw()
+                self._process.terminate()
+                self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
             raise
         finally:
             shutil.rmtree(self.directory, ignore_errors=True)
+
+    def kill(self) -> None:
+        """End master and all its children at once, as a power failure does; nobody listens when this returns."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        wait_until(lambda: not is_listening(self.address), within_s=5, what="killed Postfix is gone")
+
+    def start(self) -> None:
+        """Start what `kill` ended: the same port, and what was in the queue is delivered."""
+        self._process = self._started()
+
+    def freeze(self) -> None:
+        """Hang: no process of it does anything, while the system still accepts connections in its name."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """End `freeze`."""
+        os.killpg(self._process.pid, signal.SIGCONT)
 
     def log(self) -> str:
         """Its mail log so far."""
         log = self.directory / "maillog"
         return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
 
-    def inject(self, mail_from: str, rcpt: str, content: bytes) -> None:
+    def inject(self, mail_from: str, rcpts: Sequence[str], content: bytes) -> None:
         """Hand a message with LF line ends to its `sendmail`, as a local program does."""
         subprocess.run(
-            ["/usr/sbin/sendmail", "-C", str(self._etc), "-i", "-f", mail_from, rcpt],
+            ["/usr/sbin/sendmail", "-C", str(self._etc), "-i", "-f", mail_from, *rcpts],
             input=content,
             check=True,
             capture_output=True,
             timeout=10,
         )
 
+    def stored(self) -> list[bytes]:
+        """All that lies in the Maildir, LF line ends."""
+        return [file.read_bytes() for file in self._new()]
+
     def stored_for(self, rcpt: str) -> list[bytes]:
-        """What lies in the Maildir for this recipient (as Postfix writes it in Delivered-To), LF line ends."""
-        new = self._maildir / "new"
-        return [file.read_bytes() for file in new.glob("*") if _delivered_to(file) == rcpt.encode()]
+        """What lies there for this recipient (as Postfix writes it in Delivered-To)."""
+        return [file.read_bytes() for file in self._new() if _delivered_to(file) == rcpt.encode()]
+
+    def _new(self) -> list[Path]:
+        return list((self._maildir / "new").glob("*"))
 
     def wait_stored(self, rcpt: str, within_s: float = 15) -> bytes:
         """The one message that arrives for this recipient."""
@@ -173,6 +212,19 @@ class Postfix:
     def wait_content(self, rcpt: str, within_s: float = 15) -> bytes:
         """The content of that message behind our own fields, with CRLF: what the client has sent."""
         return behind_our_fields(self.wait_stored(rcpt, within_s))
+
+    def wait_copies_of_all(self, within_s: float = 30) -> Counter[str]:
+        """Recipient -> messages stored for it, when all that it took has been delivered.
+
+        What Postfix itself delivers twice, because it was killed in between, counts once: it has one queue id.
+        """
+        wait_until(self.is_queue_empty, within_s=within_s, what="Postfix's queue is empty")
+        return Counter(rcpt for rcpt, _ in {(delivered_to(mail), queue_id(mail)) for mail in self.stored()})
+
+    def is_queue_empty(self) -> bool:
+        """Whether all that it took has been delivered or bounced."""
+        spool = self.directory / "spool"
+        return not any(_is_complete(file) for name in _QUEUES for file in (spool / name).rglob("*"))
 
     def _configure(self, settings: dict[str, str], refused: str) -> None:
         spool, data, mail = (self.directory / name for name in ("spool", "data", "mail"))
@@ -202,8 +254,28 @@ class Postfix:
         }
         main = "".join(f"{key} = {value}\n" for key, value in (_MAIN | places | settings).items())
         (self._etc / "main.cf").write_text(main, encoding="utf-8")
+        # each of its programs reads a file that has just been changed again and again, for 2 s, lest it miss a part
+        os.utime(self._etc / "main.cf", (0, 0))
         smtpd = f"{self.address[0]}:{self.address[1]} inet n - n - - smtpd\n"
         (self._etc / "master.cf").write_text(smtpd + _SERVICES, encoding="utf-8")
+
+
+def sending_postfix(gateway: Address, settings: Mapping[str, str] | None = None) -> Postfix:
+    """A Postfix whose only way out is the gateway; what is deferred goes out again after three seconds.
+
+    Not sooner: a message whose last attempt is only just ending is put off for minutes (`still being delivered`).
+    """
+    host, port = gateway
+    ours = {
+        "myhostname": "client.example.net",
+        "virtual_mailbox_domains": "",
+        "relayhost": f"[{host}]:{port}",
+        "smtp_tls_security_level": "may",
+        "queue_run_delay": "1s",
+        "minimal_backoff_time": "3s",
+        "maximal_backoff_time": "3s",
+    }
+    return Postfix(ours | dict(settings or {}))
 
 
 def behind_our_fields(stored: bytes, hostname: str = HOSTNAME) -> bytes:
@@ -231,6 +303,20 @@ def behind_our_fields(stored: bytes, hostname: str = HOSTNAME) -> bytes:
     return rest.replace(b"\n", b"\r\n")
 
 
+def queue_id(stored: bytes) -> bytes:
+    """The queue id that the storing Postfix gave the message: the same in copies of which it alone is the cause."""
+    found = re.search(rb"\n\tby %b \(Postfix\) with \S+ id (\w+)" % STORE_HOSTNAME.encode(), stored)
+    assert found, stored[:2000]
+    return found[1]
+
+
+def delivered_to(stored: bytes) -> str:
+    """The recipient for whom it was stored."""
+    found = re.search(rb"^Delivered-To: (.*)$", stored, re.MULTILINE)
+    assert found, stored[:2000]
+    return found[1].decode()
+
+
 def _first_field(header: bytes) -> bytes:
     """The first header field with its continuation lines; b"" when the first line is none."""
     end = header.find(b"\n") + 1
@@ -239,6 +325,16 @@ def _first_field(header: bytes) -> bytes:
     while header[end : end + 1] in (b" ", b"\t"):
         end = header.find(b"\n", end) + 1 or len(header)
     return header[:end]
+
+
+def _is_complete(file: Path) -> bool:
+    """Whether the queue file is a whole message: what was under way when Postfix was killed is not executable."""
+    try:
+        status = file.stat()
+    except OSError:
+        # delivered meanwhile
+        return False
+    return stat.S_ISREG(status.st_mode) and bool(status.st_mode & stat.S_IXUSR)
 
 
 def _delivered_to(file: Path) -> bytes:

@@ -13,7 +13,7 @@ from tests.e2e.certificates import Tls
 from tests.e2e.client import stuff
 from tests.e2e.gateway import Gateway
 from tests.e2e.machine import require
-from tests.e2e.postfix import STORE_HOSTNAME, Postfix, behind_our_fields
+from tests.e2e.postfix import STORE_HOSTNAME, Postfix, behind_our_fields, sending_postfix
 
 pytestmark = pytest.mark.e2e
 
@@ -27,19 +27,11 @@ MESSAGE = (
 
 
 @pytest.fixture(scope="module")
-def sending_postfix(gateway: Gateway) -> Iterator[Postfix]:
+def sender(gateway: Gateway) -> Iterator[Postfix]:
     """A second Postfix, whose only way out is the gateway."""
-    host, port = gateway.address
-    sender = Postfix(
-        {
-            "myhostname": "client.example.net",
-            "virtual_mailbox_domains": "",
-            "relayhost": f"[{host}]:{port}",
-            "smtp_tls_security_level": "may",
-        }
-    )
-    yield sender
-    sender.close()
+    running = sending_postfix(gateway.address)
+    yield running
+    running.close()
 
 
 def test_delivers_what_swaks_sends(gateway: Gateway, postfix: Postfix, rcpt: str, tmp_path: Path) -> None:
@@ -68,10 +60,8 @@ def test_delivers_what_smtplib_sends(gateway: Gateway, postfix: Postfix, rcpt: s
     assert postfix.wait_content(rcpt) == MESSAGE
 
 
-def test_delivers_what_postfix_sends(
-    gateway: Gateway, postfix: Postfix, sending_postfix: Postfix, rcpt: str
-) -> None:
-    sending_postfix.inject(SENDER, rcpt, MESSAGE.replace(b"\r\n", b"\n"))
+def test_delivers_what_postfix_sends(gateway: Gateway, postfix: Postfix, sender: Postfix, rcpt: str) -> None:
+    sender.inject(SENDER, [rcpt], MESSAGE.replace(b"\r\n", b"\n"))
     content = postfix.wait_content(rcpt)
     # the client's own Received field is the only thing in front
     own_field, found, behind = content.partition(MESSAGE)
