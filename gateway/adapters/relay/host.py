@@ -87,6 +87,8 @@ class Host:
         self.name = str(at)
         self.route = route.name
         self.is_up = True
+        # it is up as far as is known, and a probe that decides is under way
+        self.is_suspected = False
         self.last_error = ""
         self.capabilities: Capabilities | None = None
         self.is_forwarding = route.identity is Identity.XFORWARD
@@ -199,6 +201,7 @@ class Host:
     def _suspect(self) -> None:
         """Probe it at once; where it is known to be down it is probed anyway."""
         if self._is_watched and self._probe is None and self._timer is None:
+            self.is_suspected = True
             self._begin_probe()
 
     def _probe_later(self) -> None:
@@ -231,6 +234,7 @@ class Host:
 
     def _probe_ended(self, probe: asyncio.Task[None]) -> None:
         self._probe = None
+        self.is_suspected = False
         if not probe.cancelled() and (defect := probe.exception()) is not None:
             # Mail goes on; what is offered stays cautious until a delivery's connection tells more.
             self._log.error(

@@ -1,6 +1,7 @@
 """Routes: which recipients go where, which host of a route is next, what a route is known to take.
 
-Preference: the hosts of the first group that has one which is up; among them the least used, ties in turn. When none is
+Preference: the hosts of the first group that has one which is up; among them the least used, ties in turn. One that is
+being probed after trouble comes behind all others that are up, so that not everybody has to find out. When none is
 up they are all tried in order of preference: mail would be refused otherwise anyway, and one that was just started
 serves at once.
 """
@@ -106,11 +107,12 @@ class Route:
         return None if host is None else host.pool.take(client)
 
     def _choose(self, tried: Collection[Host]) -> Host | None:
-        for group in self._groups:
-            up = [host for host in group if host.is_up and host not in tried]
-            if up:
-                start = self._turn % len(up)
-                return min((*up[start:], *up[:start]), key=_in_use)
+        for fits in (_is_well, _is_up):
+            for group in self._groups:
+                up = [host for host in group if fits(host) and host not in tried]
+                if up:
+                    start = self._turn % len(up)
+                    return min((*up[start:], *up[:start]), key=_in_use)
         return next((host for host in self.hosts if host not in tried), None)
 
     # --- what it takes ---------------------------------------------------------------------------
@@ -148,6 +150,14 @@ class Route:
             )
             self.max_size = self.offer.size or math.inf
         self._changed()
+
+
+def _is_well(host: Host) -> bool:
+    return host.is_up and not host.is_suspected
+
+
+def _is_up(host: Host) -> bool:
+    return host.is_up
 
 
 def _in_use(host: Host) -> int:
