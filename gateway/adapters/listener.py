@@ -13,6 +13,7 @@ import asyncio
 import socket
 import ssl
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -128,6 +129,8 @@ class Listener:
         self.replies = _Bound(
             metrics.counters("mxgate_replies_total", "Replies to clients by code", ("code",))
         )
+        # counted here, and told once a second: there are several for each message
+        self.codes: defaultdict[int, int] = defaultdict(int)
         self.closed = _Bound(
             metrics.counters("mxgate_closed_sessions_total", "Sessions by what ended them", ("reason",))
         )
@@ -176,13 +179,12 @@ class Listener:
             connection.abort("drain")
         if self._sweep is not None:
             self._sweep.cancel()
+        self._count_replies()
 
-    def count_replies(self, codes: list[int]) -> None:
-        """Account for replies that were given; the list is emptied."""
-        replies = self.replies
-        for code in codes:
-            replies[code].inc()
-        codes.clear()
+    def _count_replies(self) -> None:
+        for code, count in self.codes.items():
+            self.replies[code].inc(count)
+        self.codes.clear()
 
     def count_closed(self, reason: str) -> None:
         """Account for the end of a session."""
@@ -212,6 +214,7 @@ class Listener:
         self.now = self.loop.time()
         for connection in list(self.sessions):
             connection.check_deadlines()
+        self._count_replies()
         if self.tls is not None:
             self.tls.refresh()
         self._schedule_sweep()
@@ -293,6 +296,7 @@ class Connection(asyncio.Protocol):
         self._server = Server(
             listener.server_settings,
             self,
+            listener.codes,
             tls_active=tls is not None,
             allow_bare_lf=bool(bare_lf) and any(client in network for network in bare_lf),
         )
@@ -342,7 +346,6 @@ class Connection(asyncio.Protocol):
             listener.by_client[key] = others
         listener.sessions.discard(self)
         listener.open_connections.dec()
-        listener.count_replies(self._server.codes)
         if self._task is not None:
             # the relay goes on by itself once the dot is sent
             self._task.cancel()
@@ -355,7 +358,6 @@ class Connection(asyncio.Protocol):
     def check_deadlines(self) -> None:
         """Once a second: close the session if it waited too long for the client."""
         now, settings = self._listener.now, self._listener.settings
-        self._listener.count_replies(self._server.codes)
         waited = now - self._phase_since
         if self._is_closed:
             if waited > _UNSENT_S:

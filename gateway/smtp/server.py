@@ -19,15 +19,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum, auto
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.smtp import reply
 from gateway.smtp.command import (
     BdatCommand,
+    Command,
     CommandError,
     Extension,
     MailCommand,
     RcptCommand,
+    SimpleCommand,
     Verb,
     parse_command,
 )
@@ -35,7 +37,7 @@ from gateway.smtp.content import BdatDecoder, DataDecoder, Fault
 from gateway.smtp.reply import Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, MutableMapping, Sequence
 
     from gateway.session import Envelope, Recipient
 
@@ -173,13 +175,17 @@ _NOT_READY_FOR_CONTENT = {
 
 
 class Server:
-    """One session. `allow_bare_lf`: bare LF in this client's content become CRLF (the operator listed it)."""
+    """One session. `allow_bare_lf`: bare LF in this client's content become CRLF (the operator listed it).
+
+    In `codes` each reply's code is counted; one that is not there yet has to count as 0.
+    """
 
     __slots__ = (
         "_after_skip",
         "_allow_bare_lf",
         "_buffer",
         "_chunk_bytes",
+        "_codes",
         "_commands",
         "_content",
         "_due",
@@ -197,13 +203,13 @@ class Server:
         "_state",
         "_tls_active",
         "_unknown",
-        "codes",
     )
 
     def __init__(
         self,
         settings: ServerSettings,
         handler: Handler,
+        codes: MutableMapping[int, int],
         *,
         tls_active: bool = False,
         allow_bare_lf: bool = False,
@@ -229,8 +235,7 @@ class Server:
         self._commands = 0
         self._long_lines = 0
         self._skipping_line = False
-        self.codes: list[int] = []
-        """Codes of the replies given since the driver last cleared this list."""
+        self._codes = codes
 
     # --- the driver's side ----------------------------------------------------------------------------
 
@@ -290,7 +295,7 @@ class Server:
         assert self._due is _DUE_GREETED
         self._due = _DUE_NOTHING
         self._state = _STATE_READY
-        self.codes.append(250)
+        self._codes[250] += 1
         if extensions is None:
             self._offered = frozenset()
             self._output += f"250 {self._settings.hostname}\r\n".encode("ascii")
@@ -483,22 +488,17 @@ class Server:
             else:
                 self._refuse(exc.reply)
             return
-        if isinstance(command, RcptCommand):
-            self._rcpt(command)
-        elif isinstance(command, MailCommand):
-            self._mail(command)
-        elif isinstance(command, BdatCommand):
-            self._bdat(command)
-        elif command.verb is _VERB_DATA:
-            self._data()
-        else:
-            self._simple(command.verb, command.argument)
+        _OBEY[type(command)](self, command)
 
-    def _simple(self, verb: Verb, argument: str) -> None:
+    def _simple(self, command: SimpleCommand) -> None:
+        verb = command.verb
+        if verb is _VERB_DATA:
+            self._data()
+            return
         if self._is_only_talking():
             return
         if verb is _VERB_EHLO or verb is _VERB_HELO:
-            self._greeting(argument, is_esmtp=verb is _VERB_EHLO)
+            self._greeting(command.argument, is_esmtp=verb is _VERB_EHLO)
         elif verb is _VERB_QUIT:
             self.close("quit", reply.BYE)
         elif verb is Verb.STARTTLS:
@@ -650,8 +650,16 @@ class Server:
             self.close("errors", reply.TOO_MANY_ERRORS)
 
     def _say(self, answer: Reply) -> None:
-        self.codes.append(answer.code)
+        self._codes[answer.code] += 1
         self._output += answer.wire
+
+
+_OBEY: dict[type[Command], Callable[[Server, Any], None]] = {
+    MailCommand: Server._mail,  # noqa: SLF001  # its own
+    RcptCommand: Server._rcpt,  # noqa: SLF001
+    BdatCommand: Server._bdat,  # noqa: SLF001
+    SimpleCommand: Server._simple,  # noqa: SLF001
+}
 
 
 @lru_cache(maxsize=1)

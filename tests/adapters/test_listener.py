@@ -248,6 +248,7 @@ async def test_a_message_from_greeting_to_quit(world: World) -> None:
 
     assert world.messages == [MESSAGE]
     await world.empty()
+    await world.listener.drain(0)
     assert world.count("replies") == {"220": 1, "250": 4, "354": 1, "221": 1}
     assert world.count("connections") == {"served": 1}
     assert world.count("closed_sessions") == {"quit": 1}

@@ -1,6 +1,7 @@
 """The receiving state machine: order, limits, pipelining, and the same events for every split of the stream."""
 
 import re
+from collections import defaultdict
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -26,7 +27,8 @@ class Driver:
     """Answers at once, and writes down what happened."""
 
     def __init__(self, settings: ServerSettings = SETTINGS, **options: Any) -> None:
-        self.server = Server(settings, self, **options)
+        self.counted: defaultdict[int, int] = defaultdict(int)
+        self.server = Server(settings, self, self.counted, **options)
         self.groups: list[int] = []  # of RCPTs that came together
         self.output = b""
         self.kept = b""
@@ -96,6 +98,7 @@ def test_a_message_from_greeting_to_quit() -> None:
     driver = dialogue(HELLO, MAIL, RCPT, b"DATA", b"Subject: x\r\n\r\nhi\r\n.", b"QUIT")
 
     assert driver.codes == [250, 250, 250, 354, 250, 221]
+    assert driver.counted == {220: 1, 250: 4, 354: 1, 221: 1}
     assert driver.contents == [b"Subject: x\r\n\r\nhi\r\n"]
     assert driver.closed == "quit"
 
@@ -306,7 +309,7 @@ class Patient(Driver):
     """Lets the machine wait: for the banner, and for the answer to EHLO."""
 
     def __init__(self) -> None:
-        self.server = Server(SETTINGS, self)
+        self.server = Server(SETTINGS, self, defaultdict(int))
         self.closed = None
         self.asked: list[str] = []
 
