@@ -48,6 +48,8 @@ MAX_REPLY_LINE = 4096
 MAX_REPLY_BYTES = 64 * 1024
 # RFC 1870 3: size-value = 1*20DIGIT
 MAX_SIZE_DIGITS = 20
+# Replies to a group of commands up to this size are remembered as they were read.
+_MAX_GROUP = 1024
 # RFC 5321 4.2: what SMTP gives meaning to begins with 2..5; 1yz is well-formed, and trouble wherever it comes.
 _CODES = {b"%d" % code: code for code in range(100, 600)}
 _SEPARATORS = (b" ", b"-", b"")
@@ -148,6 +150,10 @@ class ReplyReader:
         """The replies that these bytes complete, in order."""
         if self._partial:
             data = self._partial + data
+        elif (
+            not self._texts and len(data) <= _MAX_GROUP and data.count(b"\n") > 1 and (group := _group(data))
+        ):
+            return list(group)
         # Not splitlines(): it knows line ends that SMTP does not.
         lines = data.split(b"\n")
         self._partial = lines.pop()
@@ -186,6 +192,19 @@ class ReplyReader:
         reply = ServerReply(_CODES[code], tuple(self._texts))
         self._texts, self._total = [], 0
         return reply
+
+
+@lru_cache(maxsize=256)
+def _group(data: bytes) -> tuple[ServerReply, ...]:
+    """The replies to a pipelined group, where these bytes are whole replies; a downstream gives the same all day."""
+    # cut in two, so that it is not asked for again
+    head, tail = data[:1], data[1:]
+    reader = ReplyReader()
+    try:
+        replies = (*reader.feed(head), *reader.feed(tail))
+    except DownstreamProtocolError:
+        return ()
+    return replies if reader.is_empty else ()
 
 
 @dataclass(frozen=True, slots=True)

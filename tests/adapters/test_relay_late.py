@@ -12,7 +12,7 @@ from gateway.adapters.relay import Protocol
 from gateway.adapters.relay.cache import LateRefusals
 from gateway.session import Recipient
 from gateway.smtp.reply import PARTIAL_REFUSAL, RECIPIENT_OK, ROUTE_TOO_BIG, Reply
-from tests.adapters.relaykit import SESSION, Generated, Mail, envelope, mailbox, relay_to
+from tests.adapters.relaykit import SESSION, Bench, Generated, Mail, envelope, mailbox, relay_to
 from tests.adapters.sink import EXTENSIONS, OK, Do, Sink, say
 from tests.fakes import FakeClock
 
@@ -31,10 +31,8 @@ def from_(client: str) -> Any:
 
 
 @pytest.mark.parametrize("verify_recipients", [True, False])
-@pytest.mark.parametrize(("word", "lifetime_s"), [(QUOTA, DAY_S), (LATER, HOUR_S)])
-async def test_a_late_refusal_answers_the_retry_at_rcpt_until_it_expires(
-    word: str, lifetime_s: float, verify_recipients: bool
-) -> None:
+@pytest.mark.parametrize("word", [QUOTA, LATER])
+async def test_a_late_refusal_answers_the_retry_at_rcpt(word: str, verify_recipients: bool) -> None:
     async with Sink() as sink, relay_to(sink, verify_recipients=verify_recipients) as bench:
         ok = ACCEPTED if verify_recipients else str(RECIPIENT_OK)
         assert await bench.verify("b@example.org", "c@example.org") == [ok, ok]
@@ -45,29 +43,54 @@ async def test_a_late_refusal_answers_the_retry_at_rcpt_until_it_expires(
         assert await bench.verify("b@example.org", "c@example.org") == [ok, word]
         assert len(sink.commands) == asked
         assert (await bench.deliver("b@example.org")).stored
-        bench.services.clock.advance(lifetime_s - 0.1)
-        assert await bench.verify("c@example.org") == [word]
+
+
+async def refused_late(bench: Bench, sink: Sink, word: str) -> None:
+    """One of two recipients is refused at delivery."""
+    sink.steps["rcpt"] = [OK, say(word)]
+    assert (await bench.deliver("b@example.org", "c@example.org")).error == "partial"
+    sink.steps.clear()
+
+
+async def test_a_late_5yz_is_remembered_for_a_day() -> None:
+    async with Sink() as sink, relay_to(sink) as bench:
+        await refused_late(bench, sink, QUOTA)
+        bench.services.clock.advance(DAY_S - 0.1)
+        assert await bench.verify("c@example.org") == [QUOTA]
         bench.services.clock.advance(0.1)
-        assert await bench.verify("c@example.org") == [ok]
+        assert await bench.verify("c@example.org") == [ACCEPTED]
 
 
-async def test_a_late_refusal_of_everybody_is_remembered_too() -> None:
+async def test_a_late_4yz_is_remembered_for_one_attempt_within_an_hour() -> None:
+    async with Sink() as sink, relay_to(sink) as bench:
+        await refused_late(bench, sink, LATER)
+        bench.services.clock.advance(HOUR_S - 0.1)
+        assert await bench.verify("c@example.org") == [LATER]
+        assert await bench.verify("c@example.org") == [ACCEPTED]
+        await refused_late(bench, sink, LATER)
+        bench.services.clock.advance(HOUR_S)
+        assert await bench.verify("c@example.org") == [ACCEPTED]
+
+
+@pytest.mark.parametrize("word", [QUOTA, LATER])
+async def test_a_late_refusal_of_everybody_is_the_answer_and_not_remembered(word: str) -> None:
     async with Sink() as sink, relay_to(sink) as bench:
         await bench.verify("b@example.org")
-        sink.steps["rcpt"] = [say(QUOTA)]
-        assert str((await bench.deliver("b@example.org")).reply) == QUOTA
-        assert await bench.verify("b@example.org") == [QUOTA]
+        sink.steps["rcpt"] = [say(word)]
+        assert str((await bench.deliver("b@example.org")).reply) == word
+        sink.steps.clear()
+        assert await bench.verify("b@example.org") == [ACCEPTED]
+        assert (await bench.deliver("b@example.org")).stored
 
 
 async def test_a_late_refusal_is_for_its_sender_and_network_only() -> None:
     async with Sink() as sink, relay_to(sink) as bench:
-        sink.steps["rcpt"] = [say(QUOTA)]
-        await bench.deliver("b@example.org")
+        await refused_late(bench, sink, QUOTA)
         same = [from_("192.0.2.1"), from_("192.0.2.200")]
-        assert [await bench.verify("b@example.org", session=each) for each in same] == [[QUOTA]] * 2
-        assert await bench.verify("b@example.org", session=from_("192.0.3.1")) == [ACCEPTED]
-        assert await bench.verify("c@example.org") == [ACCEPTED]
-        asked = replace(envelope("b@example.org"), mail_from=mailbox("z@example.net"))
+        assert [await bench.verify("c@example.org", session=each) for each in same] == [[QUOTA]] * 2
+        assert await bench.verify("c@example.org", session=from_("192.0.3.1")) == [ACCEPTED]
+        assert await bench.verify("b@example.org") == [ACCEPTED]
+        asked = replace(envelope("c@example.org"), mail_from=mailbox("z@example.net"))
         assert [str(reply) for reply in await bench.replies(asked)] == [ACCEPTED]
         asked = replace(asked, mail_from=None)
         assert [str(reply) for reply in await bench.replies(asked)] == [ACCEPTED]

@@ -83,14 +83,19 @@ class RecipientCache(_Memory):
 
 
 class LateRefusals(_Memory):
-    """Recipients that were refused at delivery after they had been accepted, by sender, recipient and client network.
+    """Recipients that alone of several were refused at delivery, by sender, recipient and client network.
 
-    So the sender's next attempt is answered at RCPT instead of failing again as a whole: 24 h for 5yz, 1 h for 4yz.
+    The others did not get the message for their sake, so the sender's next attempt is answered at RCPT instead of
+    failing again as a whole: for 24 h with a 5yz; once, and within 1 h, with a 4yz, whose cause may be gone already.
     """
 
     def of(self, session: Session, envelope: Envelope, rcpt: Recipient) -> Reply | None:
         """What this recipient is to be answered in this transaction, None when nothing is known."""
-        return self.get(_case(session, envelope, rcpt))
+        case = _case(session, envelope, rcpt)
+        reply = self.get(case)
+        if reply is not None and reply.is_transient:
+            del self.entries[case]
+        return reply
 
     def add(self, session: Session, envelope: Envelope, rcpt: Recipient, reply: Reply) -> None:
         """It was refused, for a reason that is not the number of recipients."""

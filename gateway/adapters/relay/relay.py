@@ -240,7 +240,9 @@ class SmtpRelay:
         for refused in () if outcome.is_used_up else outcome.refused:
             rcpt = tx.envelope.rcpts[refused.position]
             self._cache.forget(_key(route, tx.session, rcpt))
-            self._late.add(tx.session, tx.envelope, rcpt, refused.reply)
+            # Where all are refused the client is told so, and nobody waits for anybody else.
+            if outcome.error == "partial":
+                self._late.add(tx.session, tx.envelope, rcpt, refused.reply)
         if outcome.error and outcome.error != "refused":
             self._failed(connection.host, "deliver", outcome.error, tx=tx.id, session=tx.session.id)
 
