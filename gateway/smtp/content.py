@@ -15,6 +15,8 @@ from enum import Enum
 from gateway.smtp import reply
 from gateway.smtp.reply import Reply
 
+# As numbers: `in` then is one memchr, and nothing else.
+_CR, _LF, _NUL = b"\r\n\0"
 _LONE_DOT_LINE = re.compile(rb"(?<=\n)\.(?=\r\n)")
 
 
@@ -61,7 +63,7 @@ class _Checker:
         # RFC 5321 2.3.8, 4.1.1.4: CR and LF only as CRLF. NUL: RFC 5322 4 (obsolete), and ours.
         # Four passes in C, three of them by memchr: 1.5 us for each KiB.
         rest = block.replace(b"\r\n", b"..")
-        if rest.find(b"\r") >= 0 or rest.find(b"\n") >= 0 or rest.find(b"\0") >= 0:
+        if _CR in rest or _LF in rest or _NUL in rest:
             self.fault = Fault.LINE_END
             return False
         if self._has_long_line(block):
@@ -131,7 +133,7 @@ class DataDecoder:
         if self._held:
             data, self._held = self._held + data, b""
         # RFC 5321 4.1.1.4: only <CRLF>.<CRLF> ends the content; the first CRLF may be that of the DATA command
-        if self._line_start and data.startswith(b".\r\n"):
+        if self._line_start and data[:3] == b".\r\n":
             return b"", data[3:]
         at = data.find(b"\r\n.\r\n")
         if at >= 0:
@@ -234,13 +236,13 @@ def unstuff(stuffed: bytes) -> bytes:
 
     `stuffed` begins at the start of a line and ends in CRLF.
     """
-    if stuffed.startswith(b"."):
+    if stuffed[:1] == b".":
         stuffed = stuffed[1:]
     return stuffed.replace(b"\r\n.", b"\r\n")
 
 
 def stuff(plain: bytes) -> bytes:
     """The opposite of `unstuff`: a line that begins with a dot gets one more. `plain` begins at the start of a line."""
-    if plain.startswith(b"."):
+    if plain[:1] == b".":
         plain = b"." + plain
     return plain.replace(b"\r\n.", b"\r\n..")

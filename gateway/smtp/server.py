@@ -46,6 +46,7 @@ MAX_LINE = 512
 MAX_ENVELOPE_LINE = 2048
 # RFC 5321 4.5.3.1.8 asks for pipelined RCPTs of any number; the relay asks for at most this many in one write
 MAX_BATCH = 8
+_CR, _LF = b"\r\n"  # as numbers: `in` then is one memchr, and nothing else
 
 
 @dataclass(frozen=True, eq=False, slots=True)  # by identity: the greeting is remembered for it
@@ -386,14 +387,8 @@ class Server:
                 if not self._buffer:
                     return
                 line, crlf, rest = self._buffer.partition(b"\r\n")
-                # the usual line at once: complete, of a usual length, with no other line end in it
-                if (
-                    crlf
-                    and len(line) <= MAX_LINE - 2
-                    and not self._skipping_line
-                    and line.find(b"\n") < 0
-                    and line.find(b"\r") < 0
-                ):
+                # the usual line at once: complete and of a usual length
+                if crlf and len(line) <= MAX_LINE - 2 and not self._skipping_line:
                     self._buffer = rest
                     self._obey(line)
                 elif (unusual := self._unusual_line()) is not None:
@@ -459,8 +454,7 @@ class Server:
             if self._skipping_line:
                 self._skipping_line = False
                 continue
-            # RFC 5321 2.3.8: only CRLF ends a line, and neither of them stands alone
-            if line[-1:] != b"\r" or line.find(b"\r", 0, -1) >= 0:
+            if line[-1:] != b"\r":
                 self.close("line_end", reply.LINE_END)
                 return None
             if end > MAX_LINE - 1 and (
@@ -483,7 +477,10 @@ class Server:
         try:
             command = parse_command(line, self._offered, self._smtputf8)
         except CommandError as exc:
-            if exc.close:
+            # no command holds either; RFC 5321 2.3.8: only CRLF ends a line, and neither of them stands alone
+            if _CR in line or _LF in line:
+                self.close("line_end", reply.LINE_END)
+            elif exc.close:
                 self.close("protocol", exc.reply)
             else:
                 self._refuse(exc.reply)
@@ -562,7 +559,7 @@ class Server:
         while len(rcpts) < most and self._buffer[:5].upper() == b"RCPT ":
             end = self._buffer.find(b"\n")
             line = self._buffer[: end - 1]
-            if not 0 < end < MAX_ENVELOPE_LINE or self._buffer[end - 1] != 13 or b"\r" in line:
+            if not 0 < end < MAX_ENVELOPE_LINE or self._buffer[end - 1] != _CR:
                 return
             try:
                 command = parse_command(line, self._offered, self._smtputf8)

@@ -626,6 +626,18 @@ RECIPIENTS = st.builds(
 )
 
 
+@given(
+    LINES | st.sampled_from([f"{verb} ".encode() for verb in Verb]),
+    st.sampled_from([b"\r", b"\n"]),
+    st.integers(0, 60),
+    st.booleans(),
+)
+def test_a_line_with_a_line_end_in_it_is_no_command(line: bytes, end: bytes, at: int, smtputf8: bool) -> None:
+    # the server relies on it: it looks for them only where there is no command
+    with pytest.raises(CommandError):
+        parse_command(line[:at] + end + line[at:], offered=ALL, smtputf8=smtputf8)
+
+
 @given(ENVELOPES)
 def test_formatted_mail_parses_to_its_envelope(envelope: Envelope) -> None:
     path = "" if envelope.mail_from is None else str(envelope.mail_from)
