@@ -43,11 +43,22 @@ class Reply:
 
 
 class Client:
-    """One connection. `tls` wraps it at once (implicit TLS); `timeout_s` is the deadline of each single read."""
+    """One connection. `tls` wraps it at once (implicit TLS); `timeout_s` is the deadline of each single read.
 
-    def __init__(self, address: Address, *, tls: ssl.SSLContext | None = None, timeout_s: float = 15) -> None:
+    `source` is the client's address: each of 127.0.0.0/8 is ours on Linux.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        tls: ssl.SSLContext | None = None,
+        timeout_s: float = 15,
+        source: str | None = None,
+    ) -> None:
         self._buffer = bytearray()
-        self.sock = socket.create_connection(address, timeout=timeout_s)
+        bound = None if source is None else (source, 0)
+        self.sock = socket.create_connection(address, timeout=timeout_s, source_address=bound)
         # what a test sends in pieces arrives in pieces
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
@@ -108,11 +119,11 @@ class Client:
         self.send(line.encode() + b"\r\n")
         return self.read_reply()
 
-    def hello(self) -> Reply:
+    def hello(self, name: str = "client.example.net") -> Reply:
         """Read the banner and say EHLO; the reply to EHLO, which is positive."""
         banner = self.read_reply()
         assert banner.code == 220, banner
-        reply = self.command("EHLO client.example.net")
+        reply = self.command(f"EHLO {name}")
         assert reply.code == 250, reply
         return reply
 
