@@ -1,8 +1,8 @@
 """Everything that a policy may import. Nothing else of `gateway` but `gateway.testing` is public."""
 
-from gateway.policy import NoSettings, OnError, Outcome, Policy
+from gateway.policy import NoSettings, OnError, Outcome, Policy, Watch
 from gateway.services import Clock, Log, Metrics, Services
-from gateway.session import Envelope, Recipient, Session, Slot, Transaction, Trust
+from gateway.session import AddressSource, Envelope, Recipient, Session, Slot, Transaction, Trust
 from gateway.smtp.address import AddressError, AddressLiteral, Domain, Mailbox, parse_forward_path
 from gateway.smtp.reply import Reply
 from gateway.verdict import (
@@ -25,6 +25,7 @@ __all__ = [
     "AddField",
     "AddressError",
     "AddressLiteral",
+    "AddressSource",
     "AuthResult",
     "Clock",
     "Domain",
@@ -48,6 +49,7 @@ __all__ = [
     "Transaction",
     "Trust",
     "Verdict",
+    "Watch",
     "defer",
     "parse_forward_path",
     "proceed",

@@ -46,10 +46,12 @@ from gateway.channel import (
 )
 from gateway.config import Config, ConfigError, HostPort, Route
 from gateway.config.explain import print_problems
+from gateway.decision import DecisionRing, DecisionsAnswer, FilterError
 from gateway.errors import GatewayError
 from gateway.gatekeeper import Gatekeeper, GatekeeperSettings
 from gateway.mail.body import Spool, SpoolError
-from gateway.pipeline import Pipeline, PlanError, Step
+from gateway.pipeline import Pipeline
+from gateway.plan import PlanError
 from gateway.services import Clock, Log, Services
 from gateway.smtp.server import ServerSettings
 
@@ -130,6 +132,7 @@ class Worker:
         self._channel: Channel | None = None
         self._listener: Listener | None = None
         self._relay: SmtpRelay | None = None
+        self._decisions = DecisionRing()
         self._pushing: asyncio.TimerHandle | None = None
         self._state = State(listening=False, draining=False, policies_started=False)
 
@@ -154,10 +157,20 @@ class Worker:
         except RelaySettingsError as exc:
             raise StartError(str(exc)) from exc
         gatekeeper = Gatekeeper(
-            gatekeeper_settings(config), pipeline, relay, spool, self._services, id_source()
+            gatekeeper_settings(config),
+            pipeline,
+            relay,
+            spool,
+            self._services,
+            id_source(),
+            decisions=self._decisions,
         )
         self._listener = listener = Listener(
-            listener_settings(config), server_settings(config), gatekeeper, self._services, tls
+            listener_settings(config),
+            server_settings(config, has_groups=pipeline.has_groups),
+            gatekeeper,
+            self._services,
+            tls,
         )
         try:
             await pipeline.start()
@@ -207,12 +220,12 @@ class Worker:
         steps = []
         for planned in self._planned:
             try:
-                policy = planned.policy(planned.settings, self._services)
+                steps.append(planned.step(self._services))
             except Exception as exc:
                 raise StartError(f"policy {planned.name}: {exc}") from exc
-            steps.append(Step(policy, planned.timeout_s, planned.on_error))
+        reserved = frozenset([self._config.quarantine.header.lower()])
         try:
-            return Pipeline(steps, self._services)
+            return Pipeline(steps, self._services, reserved=reserved)
         except PlanError as exc:
             raise StartError(str(exc)) from exc
 
@@ -231,7 +244,12 @@ class Worker:
 
     def _detail(self) -> dict[str, Json]:
         """What /readyz shows of this worker, although it is no reason to get no mail."""
-        return {} if self._relay is None else {"relay": cast("Json", self._relay.state())}
+        detail: dict[str, Json] = {}
+        if self._listener is not None:
+            detail["clients"] = cast("Json", self._listener.state())
+        if self._relay is not None:
+            detail["relay"] = cast("Json", self._relay.state())
+        return detail
 
     def _push(self) -> None:
         channel = self._channel
@@ -249,6 +267,24 @@ class Worker:
             "policies": [planned.name for planned in self._planned],
         }
 
+    def _answer_decisions(self, number: int, query: Json) -> None:
+        """Answer /api/v1/decisions, a few records in each turn of the loop, since mail goes on meanwhile."""
+        channel = self._channel
+        assert channel is not None
+        try:
+            answer = DecisionsAnswer(self._decisions, query if isinstance(query, dict) else {})
+        except FilterError as exc:
+            channel.send(Response(number, error=str(exc)))
+            return
+
+        def go_on() -> None:
+            if answer.step():
+                channel.send(Response(number, answer.result))
+            else:
+                asyncio.get_running_loop().call_soon(go_on)
+
+        go_on()
+
     def _on_message(self, message: Message) -> None:
         match message:
             case Drain():
@@ -256,6 +292,8 @@ class Worker:
             case Request(id=number, name="status"):
                 assert self._channel is not None
                 self._channel.send(Response(number, self._status()))
+            case Request(id=number, name="decisions"):
+                self._answer_decisions(number, message.argument)
             case Request():
                 assert self._channel is not None
                 self._channel.send(Response(message.id, error=f"unknown request {message.name}"))
@@ -325,12 +363,14 @@ def gatekeeper_settings(config: Config) -> GatekeeperSettings:
         max_received=server.max_received,
         trusted_networks=tuple(config.relay.trusted_networks),
         delay_reject=config.pipeline.delay_reject,
+        quarantine_header=config.quarantine.header,
+        quarantine_route=config.quarantine.route,
     )
 
 
-def server_settings(config: Config) -> ServerSettings:
-    """What the SMTP engine takes of the configuration."""
-    server, routes = config.server, config.relay.routes
+def server_settings(config: Config, *, has_groups: bool = False) -> ServerSettings:
+    """What the SMTP engine takes of the configuration; `has_groups`: policies part the recipients' domains."""
+    server, routes = config.server, [route for route in config.relay.routes if route.domains]
     # DESIGN.md section 6: LMTP answers for each recipient behind the dot, so a transaction has one
     is_lmtp = all(Protocol(route.protocol) is Protocol.LMTP for route in routes)
     return ServerSettings(
@@ -342,7 +382,7 @@ def server_settings(config: Config) -> ServerSettings:
         max_unknown_recipients=server.max_unknown_recipients,
         max_line_bytes=server.max_line_bytes,
         has_tls=server.tls.cert_file is not None,
-        has_recipient_groups=len(routes) > 1,
+        has_recipient_groups=has_groups or len(routes) > 1,
     )
 
 
@@ -352,12 +392,14 @@ def listener_settings(config: Config) -> ListenerSettings:
     return ListenerSettings(
         max_connections=server.max_connections,
         max_connections_per_client=server.max_connections_per_client,
+        max_new_connections_per_client_per_minute=server.max_new_connections_per_client_per_minute,
         greeting_delay_s=server.greeting_delay_s,
         command_timeout_s=server.command_timeout_s,
         idle_timeout_s=server.idle_timeout_s,
         data_timeout_s=server.data_timeout_s,
         session_timeout_s=server.session_timeout_s,
         allow_bare_lf_from=tuple(server.allow_bare_lf_from),
+        proxy_protocol_from=tuple(server.proxy_protocol_from),
     )
 
 

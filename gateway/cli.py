@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -19,7 +19,8 @@ import click
 
 from gateway import __version__
 from gateway.config import Config, ConfigError, Mode, Problem, check_files, dotted, load, print_problems
-from gateway.plugins import DEFAULT_PLAN, PlannedPolicy, PluginError, installed, plan
+from gateway.plugins import DEFAULT_PLAN, PlannedPolicy, PluginError, installed
+from gateway.plugins import plan as make_plan
 
 EX_USAGE = 64
 EX_CONFIG = 78
@@ -151,7 +152,7 @@ def check_config(given: Given, as_json: bool) -> int:  # noqa: FBT001 - click pa
         "listen_tls": [str(address) for address in config.server.listen_tls],
         "domains": [*config.relay.domains],
         "routes": [
-            f"{', '.join(route.domains)} to "
+            f"{', '.join(route.domains) or 'quarantine'} to "
             + ", else ".join(", ".join(map(str, group)) for group in route.downstream)
             for route in config.relay.routes
         ],
@@ -176,7 +177,7 @@ def _checked(config: Config) -> tuple[PlannedPolicy, ...]:
     except ConfigError as exc:
         problems += exc.problems
     try:
-        planned = plan(config)
+        planned = make_plan(config)
     except ConfigError as exc:
         problems += exc.problems
     if problems:
@@ -187,9 +188,11 @@ def _checked(config: Config) -> tuple[PlannedPolicy, ...]:
 def _warnings(config: Config) -> Iterator[Problem]:
     known = installed()
     for name, section in config.policy.items():
-        if name not in known and name not in DEFAULT_PLAN and section.mode is Mode.OFF:
+        if name in known or section.file is not None:
+            continue
+        if name not in DEFAULT_PLAN and section.mode is Mode.OFF:
             yield config.problem(("policy", name), "no policy of this name is known; it is off")
-        if name not in known and name in DEFAULT_PLAN and section.mode is not Mode.OFF:
+        if name in DEFAULT_PLAN and section.mode is not Mode.OFF:
             yield config.problem(("policy", name), "this policy is not installed; its section has no effect")
     for index, network in enumerate(config.relay.trusted_networks):
         widest = _WIDEST_PRIVATE if network.is_private else _WIDEST
@@ -254,6 +257,21 @@ def docs() -> int:
 
 @cli.command()
 @_json_option
+@_configured
+def plan(given: Given, as_json: bool) -> int:  # noqa: FBT001 - click passes by name
+    """Say which policies run when, in which order, and with which keys.
+
+    Policies between two `>` run at the same time. `recipient` is the downstream's own answer.
+    """
+    from gateway.show_plan import plan_lines, shown_plan  # noqa: PLC0415 - serve must not pay for it
+
+    shown = shown_plan(make_plan(given.load()))
+    click.echo(json.dumps(shown, indent=2) if as_json else "\n".join(plan_lines(shown)))
+    return 0
+
+
+@cli.command()
+@_json_option
 def version(as_json: bool) -> int:  # noqa: FBT001 - click passes by name
     """Print the version, and the policies that are installed."""
     try:
@@ -268,6 +286,68 @@ def version(as_json: bool) -> int:  # noqa: FBT001 - click passes by name
     for name, source in policies.items():
         click.echo(f"  {name}: {source}")
     return 0
+
+
+@cli.command()
+@click.option("--tx", metavar="ID", help="Of a transaction, or of a session for all of its transactions.")
+@click.option("--rcpt", metavar="ADDRESS", help="One of its recipients, or their domain.")
+@click.option("--sender", metavar="ADDRESS", help="The reverse-path or its domain; '<>' for the null one.")
+@click.option("--client", metavar="ADDRESS", help="The client's address, or a network.")
+@click.option("--action", metavar="WORD", help="accepted, quarantined, deferred, rejected or aborted.")
+@click.option("--policy", metavar="NAME", help="What it decided, would have decided, or failed at.")
+@click.option("--limit", metavar="N", help="At most so many, 1 to 1000.  [default: 20]")
+@_json_option
+@_configured
+def decisions(given: Given, /, as_json: bool, **asked: str | None) -> int:  # noqa: FBT001 - click passes by name
+    """Say why mail was refused or accepted, the newest first.
+
+    Asks the gateway that runs with this configuration, by its admin port. It keeps the newest decisions in memory.
+    """
+    from gateway.adapters.admin_client import AdminError, ask_admin  # noqa: PLC0415 - serve must not pay for it
+    from gateway.decision import FilterError, as_text, parse_query  # noqa: PLC0415 - as above
+
+    query = {name: value for name, value in asked.items() if value is not None}
+    try:
+        parse_query(query)
+    except FilterError as exc:
+        raise click.UsageError(str(exc)) from exc
+    admin = given.load().admin
+    try:
+        token = admin.token_file.read_bytes().strip() if admin.token_file else b""
+    except OSError:
+        token = b""  # loopback needs none, and elsewhere the port will say so
+    try:
+        status, answer = ask_admin(
+            admin.listen.host, admin.listen.port, "/api/v1/decisions", query, token=token
+        )
+    except AdminError as exc:
+        raise click.ClickException(str(exc)) from exc
+    if status == 401:
+        raise click.ClickException(f"the admin port {admin.listen} wants the token of admin.token_file")
+    found = answer.get("decisions")
+    if status != 200 or not isinstance(found, list):
+        raise click.ClickException(f"the admin port {admin.listen} answered {status} {answer.get('error')!a}")
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        encoding = sys.stdout.encoding  # not every terminal's is UTF-8
+        for record in found:
+            if isinstance(record, dict):
+                text = "\n".join(as_text(record))
+                click.echo(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    return _told_of(answer, found, is_one_wanted="tx" in query)
+
+
+def _told_of(answer: Mapping[str, object], found: list[object], *, is_one_wanted: bool) -> int:
+    """Say on standard error what is missing in an answer of /api/v1/decisions; the exit code."""
+    errors = answer.get("errors")
+    for error in errors if isinstance(errors, list) else ():
+        click.echo(f"warning: a worker's decisions are missing: {json.dumps(error)}", err=True)
+    if answer.get("truncated"):
+        click.echo("there are more; --limit N shows more of them, other options fewer", err=True)
+    if not found:
+        click.echo("no decision of this kind is kept (any more); the log has a line of each", err=True)
+    return 1 if errors or (is_one_wanted and not found) else 0
 
 
 @cli.command()

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway.decision import Decision, RcptAnswer
 from gateway.mail.body import Body, Spool, SpoolError
-from gateway.mail.message import HeaderError, HeaderReader, Message, apply_edits, split_edits
+from gateway.mail.message import EditedContent, HeaderError, HeaderReader, Message, apply_edits, split_edits
 from gateway.mail.trace import received
 from gateway.pipeline import PROCEED
 from gateway.policy import Outcome
-from gateway.session import Envelope, Recipient, Session, TlsInfo, Transaction, Trust, unmapped
+from gateway.session import AddressSource, Envelope, Recipient, Session, TlsInfo, Transaction, Trust, unmapped
 from gateway.smtp import reply
 from gateway.smtp.command import Extension
 from gateway.smtp.content import Fault
@@ -29,12 +30,12 @@ from gateway.smtp.server import Extensions
 from gateway.verdict import Action, AddField, HeaderEdit, Stage, Verdict
 
 if TYPE_CHECKING:
-    from gateway.pipeline import Decided, Pipeline
-    from gateway.relaying import Offer, Relay
+    from gateway.decision import DecisionRing
+    from gateway.pipeline import Decided, Group, Pipeline, Trail
+    from gateway.relaying import Delivery, Offer, Relay
     from gateway.services import Counter, Services
+    from gateway.watching import Watching
 
-QUARANTINE_FIELD = "X-Mxgate-Quarantine"
-_QUARANTINE_NAME = QUARANTINE_FIELD.lower().encode("ascii")
 # What the log shows of a transaction's recipients; the count is always complete
 _LOGGED_RCPTS = 5
 # RFC 3463 3.2: the mailbox does not exist (bad mailbox, mailbox moved, null MX)
@@ -43,7 +44,11 @@ UNKNOWN_RECIPIENT = frozenset({"5.1.1", "5.1.6", "5.1.10"})
 
 @dataclass(frozen=True, slots=True)
 class GatekeeperSettings:
-    """What the operator decides about messages; sizes in octets, see docs/configure.md."""
+    """What the operator decides about messages; sizes in octets, see docs/configure.md.
+
+    `quarantine_header` is the field that a quarantined message gets, and no other one keeps; `quarantine_route` the
+    route that it goes to, "" for its recipients' own.
+    """
 
     hostname: str
     max_message_bytes: int = 52_428_800
@@ -52,6 +57,8 @@ class GatekeeperSettings:
     max_received: int = 100
     trusted_networks: tuple[IPv4Network | IPv6Network, ...] = ()
     delay_reject: bool = True
+    quarantine_header: str = "X-Mxgate-Quarantine"
+    quarantine_route: str = ""
 
 
 class Answer(NamedTuple):
@@ -70,7 +77,8 @@ class RcptAnswers(NamedTuple):
 
 
 # A member that is asked of its class costs ten times what a name of the module does.
-_QUARANTINE, _UNTRUSTED = Action.QUARANTINE, Trust.UNTRUSTED
+_QUARANTINE, _UNTRUSTED, _SOCKET = Action.QUARANTINE, Trust.UNTRUSTED, AddressSource.SOCKET
+_RCPT, _EOM = Stage.RCPT, Stage.EOM
 _SENDER_OK = Answer(reply.SENDER_OK)
 _DONE = {
     Action.CONTINUE: "accepted",
@@ -81,7 +89,10 @@ _DONE = {
 
 
 class Gatekeeper:
-    """What all sessions of a worker share; makes a Conversation for each of them."""
+    """What all sessions of a worker share; makes a Conversation for each of them.
+
+    `decisions` gets a record of each finished transaction.
+    """
 
     def __init__(
         self,
@@ -91,6 +102,7 @@ class Gatekeeper:
         spool: Spool,
         services: Services,
         new_id: Callable[[], str],
+        decisions: DecisionRing | None = None,
     ) -> None:
         self.settings = settings
         self.pipeline = pipeline
@@ -98,6 +110,8 @@ class Gatekeeper:
         self.spool = spool
         self.services = services
         self.new_id = new_id
+        self.decisions = decisions
+        self.quarantine_name = settings.quarantine_header.lower().encode("ascii")
         transactions = services.metrics.counters(
             "mxgate_transactions_total", "Finished transactions by what became of them", ("action",)
         )
@@ -121,13 +135,19 @@ class Gatekeeper:
         self._offer = relay.offer()
         self._extensions = self._announce(self._offer)
 
-    def open(self, client: IPv4Address | IPv6Address, port: int, tls: TlsInfo | None = None) -> Conversation:
-        """A new session of this client."""
+    def open(
+        self,
+        client: IPv4Address | IPv6Address,
+        port: int,
+        tls: TlsInfo | None = None,
+        source: AddressSource = _SOCKET,
+    ) -> Conversation:
+        """A new session of this client, whose address became known by `source`."""
         client = unmapped(client)
         networks = self.settings.trusted_networks
         trusted = networks and any(client in network for network in networks)
         trust = Trust.TRUSTED if trusted else _UNTRUSTED
-        return Conversation(self, Session(self.new_id(), client, port, tls=tls, trust=trust))
+        return Conversation(self, Session(self.new_id(), client, port, "", False, tls, trust, source))
 
     def extensions(self) -> Extensions:
         """What EHLO may announce now: DSN and SMTPUTF8 only when every downstream offers them (DESIGN.md section 6)."""
@@ -165,12 +185,16 @@ class _Open:
 
     tx: Transaction
     begun: float
+    trail: Trail | None = None  # what policies said, where it is recorded
+    answers: list[RcptAnswer] | None = None  # the same of all recipients
     route: str | None = None
+    group: Group | None = None  # with the route, of the first accepted recipient
     accepted: list[Recipient] = field(default_factory=list)
     refused: list[tuple[Recipient, _Word]] = field(default_factory=list)
     edits: list[HeaderEdit] = field(default_factory=list)  # of the stages before EOM
     body: Body | None = None
     reader: HeaderReader | None = None
+    watching: Watching | None = None
     trouble: Reply | None = None  # what the end of the content will be answered
     reason: str = ""
     error: str = ""
@@ -199,7 +223,7 @@ class _Open:
 class Conversation:
     """One session. The listener calls one method at a time and gives the answer to the client."""
 
-    __slots__ = ("_found", "_gate", "_held", "_open", "_outcome", "_transactions", "session")
+    __slots__ = ("_found", "_gate", "_held", "_open", "_outcome", "_trails", "_transactions", "session")
 
     def __init__(self, gate: Gatekeeper, session: Session) -> None:
         self._gate = gate
@@ -207,17 +231,26 @@ class Conversation:
         self._open: _Open | None = None
         self._held: dict[Stage, Decided] = {}
         self._found: dict[Stage, Verdict] = {}  # results and edits of CONNECT and EHLO, for each transaction
-        self._outcome: tuple[Transaction, Outcome] | None = None
+        self._trails: dict[Stage, Trail] = {}  # the same for the record of decisions
+        self._outcome: tuple[Transaction, Outcome, Group] | None = None
         self._transactions = 0
 
     async def connect(self) -> Answer | None:
         """CONNECT: None to greet the client."""
-        return self._hold(Stage.CONNECT, await self._gate.pipeline.connect(self.session))
+        trail = self._new_trail(Stage.CONNECT)
+        return self._hold(Stage.CONNECT, await self._gate.pipeline.connect(self.session, trail))
 
     async def ehlo(self, domain: str, *, esmtp: bool) -> Answer | None:
         """EHLO or HELO: None to go on."""
         self.greeted(domain, esmtp=esmtp)
-        return self._hold(Stage.EHLO, await self._gate.pipeline.ehlo(self.session))
+        trail = self._new_trail(Stage.EHLO)
+        return self._hold(Stage.EHLO, await self._gate.pipeline.ehlo(self.session, trail))
+
+    def _new_trail(self, stage: Stage) -> Trail | None:
+        if self._gate.decisions is None:
+            return None
+        trail = self._trails[stage] = []
+        return trail
 
     def greeted(self, domain: str, *, esmtp: bool) -> None:
         """`ehlo` where no policy is planned for it: nothing to wait for, nothing that could be refused."""
@@ -231,12 +264,13 @@ class Conversation:
         self.session = replace(self.session, tls=tls, helo="", esmtp=False)
         self._held.pop(Stage.EHLO, None)
         self._found.pop(Stage.EHLO, None)
+        self._trails.pop(Stage.EHLO, None)
 
     async def mail(self, envelope: Envelope) -> Answer:
         """MAIL: the transaction is born."""
         open_ = self.begin(envelope)
         tx = open_.tx
-        decided = await self._gate.pipeline.mail(tx)
+        decided = await self._gate.pipeline.mail(tx, open_.trail)
         verdict = decided.verdict
         if verdict.results:
             open_.tx = replace(tx, results=tx.results + verdict.results)
@@ -256,11 +290,15 @@ class Conversation:
         begun = self._gate.services.clock.monotonic()
         if not self._found:
             self._open = open_ = _Open(Transaction(tx_id, self.session, envelope), begun)
-            return open_
-        found = self._found.values()
-        results = tuple([result for verdict in found for result in verdict.results])
-        tx = Transaction(tx_id, self.session, envelope, results=results)
-        self._open = open_ = _Open(tx, begun, edits=[edit for verdict in found for edit in verdict.edits])
+        else:
+            found = self._found.values()
+            results = tuple([result for verdict in found for result in verdict.results])
+            tx = Transaction(tx_id, self.session, envelope, results=results)
+            edits = [edit for verdict in found for edit in verdict.edits]
+            self._open = open_ = _Open(tx, begun, edits=edits)
+        if self._gate.decisions is not None:
+            open_.trail = [judged for said in self._trails.values() for judged in said]
+            open_.answers = []
         return open_
 
     async def rcpt(self, rcpts: Sequence[Recipient]) -> RcptAnswers:
@@ -270,19 +308,24 @@ class Conversation:
         gate = self._gate
         asked: list[Recipient] = []
         words: list[_Word | None] = []
+        last = gate.pipeline.rcpt_deadline()
         for rcpt in rcpts:
-            word = await self._before(open_, rcpt, len(asked))
+            word = await self._before(open_, rcpt, len(asked), last)
             words.append(word)
             if word is None:
                 asked.append(rcpt)
-        downstream = iter(await gate.relay.verify(self.session, open_.tx.envelope, asked) if asked else ())
+        verify, envelope = gate.relay.verify, open_.tx.envelope
+        downstream = iter(await verify(self.session, envelope, asked, last) if asked else ())
         replies = []
         unknown = 0
         close = False
         for rcpt, word in zip(rcpts, words, strict=True):
-            word = word or await self._after(open_, rcpt, next(downstream))  # noqa: PLW2901  # all said of this one
+            if word is None:
+                word = await self._after(open_, rcpt, next(downstream), last)  # noqa: PLW2901  # all said of this one
             answer = word.reply
             replies.append(answer)
+            if open_.answers is not None:
+                open_.answers.append(RcptAnswer(rcpt, answer, word.policy, word.reason))
             close = close or word.close
             if answer.is_positive:
                 open_.accepted.append(rcpt)
@@ -293,12 +336,16 @@ class Conversation:
                 gate.recipients["deferred" if answer.is_transient else "rejected"].inc()
                 unknown += answer.enhanced in UNKNOWN_RECIPIENT
         if not open_.accepted:
-            open_.route = None  # only an accepted recipient binds the others to its route
+            open_.route = None  # only an accepted recipient binds the others to its route and group
         return RcptAnswers(tuple(replies), unknown, close)
 
-    async def _before(self, open_: _Open, rcpt: Recipient, asked: int) -> _Word | None:
+    async def _before(self, open_: _Open, rcpt: Recipient, asked: int, last: float) -> _Word | None:
         """What is said of a recipient before the downstream is asked; None: it is to be asked, with `asked` others."""
-        decided = self._held_refusal() or await self._gate.pipeline.rcpt_before(open_.current(), rcpt)
+        pipeline = self._gate.pipeline
+        group = pipeline.group_of(rcpt.mailbox.domain) if pipeline.has_overrides else pipeline.base
+        decided = self._held_refusal()
+        if decided is None:
+            decided = await pipeline.rcpt_before(open_.current(), rcpt, group, last, open_.trail)
         verdict = decided.verdict
         if verdict.reply is not None:
             return _Word(verdict.reply, verdict.reason, decided.policy, verdict.close)
@@ -306,10 +353,12 @@ class Conversation:
         route = relay.route(rcpt.mailbox)
         if route is None:
             return _Word(reply.INTERNAL, "no_route")
-        if open_.route is None:
-            open_.route = route
+        if open_.route is None or open_.group is None:
+            open_.route, open_.group = route, group
         elif route != open_.route:
             return _Word(reply.TOO_MANY_RECIPIENTS, "other_route")
+        elif group.binds != open_.group.binds:
+            return _Word(reply.TOO_MANY_RECIPIENTS, "other_group")
         refusal = relay.refusal(route, open_.tx.envelope)
         if refusal is not None:
             return _Word(refusal, "route")
@@ -318,11 +367,12 @@ class Conversation:
             return _Word(reply.TOO_MANY_RECIPIENTS, "route_recipients")
         return None
 
-    async def _after(self, open_: _Open, rcpt: Recipient, answer: Reply) -> _Word:
+    async def _after(self, open_: _Open, rcpt: Recipient, answer: Reply, last: float) -> _Word:
         """What is said of a recipient after the downstream was asked."""
         pipeline = self._gate.pipeline
         if answer.is_positive and pipeline.plans_after_recipient:
-            decided = await pipeline.rcpt_after(open_.current(), rcpt)
+            group = pipeline.group_of(rcpt.mailbox.domain)
+            decided = await pipeline.rcpt_after(open_.current(), rcpt, group, last, open_.trail)
             verdict = decided.verdict
             if verdict.reply is not None:
                 return _Word(verdict.reply, verdict.reason, decided.policy, verdict.close)
@@ -348,7 +398,10 @@ class Conversation:
         assert body is not None
         try:
             body.append(block)
-            if reader is not None and reader.feed(block):
+            if reader is None:
+                if open_.watching is not None:
+                    open_.watching.feed(block)
+            elif reader.feed(block):
                 open_.reader = None
                 self._header_complete(open_, reader)
         except SpoolError as exc:
@@ -365,11 +418,23 @@ class Conversation:
         # RFC 5321 6.3: a message that passed so many hosts goes in a circle
         if header.has_more(b"received", self._gate.settings.max_received):
             self._drop_content(open_, reply.TOO_MANY_HOPS, "hops")
+        elif self._gate.pipeline.plans_watches:
+            self._watch(open_, open_.body, header.wire_bytes + len(b"\r\n"))
+
+    def _watch(self, open_: _Open, body: Body, start: int) -> None:
+        """Have the policies watch the body, which begins at octet `start` of the content."""
+        pipeline = self._gate.pipeline
+        watching = pipeline.watch(open_.current(), open_.group or pipeline.base, is_stuffed=body.is_stuffed)
+        if watching is not None:
+            for block in body.blocks(start) if start < body.size_bytes else ():
+                watching.feed(block)
+            open_.watching = watching
 
     @staticmethod
     def _drop_content(open_: _Open, answer: Reply, reason: str, error: object = "") -> None:
         assert open_.body is not None
         open_.trouble, open_.reason, open_.error = answer, reason, str(error)
+        open_.watching = None
         open_.body.close()
 
     async def eom(self, fault: Fault | None) -> Answer:
@@ -396,32 +461,59 @@ class Conversation:
                 self._drop_content(open_, reply.BAD_HEADER, "header", exc)
         if open_.trouble is not None:
             return self._finish(open_, _Word(open_.trouble, open_.reason))
-        tx = open_.current()
-        decided = await gate.pipeline.eom(tx) if gate.pipeline.plans_eom else PROCEED
+        decided = await self._judge(open_) if gate.pipeline.plans_eom else PROCEED
         verdict = decided.verdict
-        if verdict.results:
-            open_.tx = tx = replace(tx, results=tx.results + verdict.results)
         if verdict.reply is not None:
             return self._finish(open_, _Word(verdict.reply, verdict.reason, decided.policy, verdict.close))
-        assert tx.message is not None
-        edits = (*open_.edits, *verdict.edits)
-        added, removed = split_edits(edits) if edits else ([], set())
-        if verdict.action is _QUARANTINE:
-            added.insert(0, AddField(QUARANTINE_FIELD, verdict.reason))
-        removed.add(_QUARANTINE_NAME)
-        trace = received(tx, gate.settings.hostname, gate.services.clock.now())
-        content = apply_edits(tx.message, added, removed, trace=trace)
+        route = gate.settings.quarantine_route if verdict.action is _QUARANTINE else ""
+        tx = open_.current()
         try:
-            delivery = await gate.relay.deliver(tx, content)
+            delivery = await gate.relay.deliver(tx, self._edited(tx, open_.edits, verdict), route)
         except SpoolError as exc:  # the content cannot be read back; nothing was delivered
             gate.services.log.error("spool.failed", tx=tx.id, error=str(exc))
             open_.error = str(exc)
             return self._finish(open_, _Word(reply.INTERNAL, "spool"))
+        return self._delivered(open_, decided, delivery, route)
+
+    async def _judge(self, open_: _Open) -> Decided:
+        """The policies' word on the whole message."""
+        gate, tx = self._gate, open_.current()
+        failed = None
+        if open_.watching is not None:
+            open_.watching.end()
+            failed = open_.watching.failures
+        group = open_.group or gate.pipeline.base
+        decided = await gate.pipeline.eom(tx, group, open_.trail, failed)
+        if decided.verdict.results:
+            open_.tx = replace(tx, results=tx.results + decided.verdict.results)
+        return decided
+
+    def _edited(self, tx: Transaction, early: Sequence[HeaderEdit], verdict: Verdict) -> EditedContent:
+        """The message as it leaves: with the edits of all stages, our quarantine field and Received."""
+        gate = self._gate
+        assert tx.message is not None
+        edits = (*early, *verdict.edits)
+        added, removed = split_edits(edits) if edits else ([], set())
+        if verdict.action is _QUARANTINE:
+            added.insert(0, AddField(gate.settings.quarantine_header, verdict.reason))
+        removed.add(gate.quarantine_name)
+        trace = received(tx, gate.settings.hostname, gate.services.clock.now())
+        return apply_edits(tx.message, added, removed, trace=trace)
+
+    def _delivered(self, open_: _Open, decided: Decided, delivery: Delivery, route: str) -> Answer:
+        """What the client is told of a delivery; `route` is that of the quarantine where it went there."""
+        gate, verdict = self._gate, decided.verdict
+        open_.route = route or open_.route
         if not delivery.stored:
+            if route:
+                # The sender's mail is not refused because the quarantine is, nor is the sender told of one.
+                open_.error = f"{delivery.error}: {delivery.reply}"
+                return self._finish(open_, _Word(reply.INTERNAL, "quarantine", decided.policy))
             # DESIGN.md section 1: 250 exists only as the downstream's; a relay that says otherwise is a defect
             answer = reply.INTERNAL if delivery.reply.is_positive else delivery.reply
             return self._finish(open_, _Word(answer, delivery.error))
-        gate.content_bytes.inc(tx.message.size_bytes)
+        assert open_.body is not None
+        gate.content_bytes.inc(open_.body.size_bytes)
         return self._finish(
             open_,
             _Word(delivery.reply, verdict.reason, decided.policy),
@@ -437,14 +529,19 @@ class Conversation:
         if open_.body is not None:
             open_.body.close()
         gate = self._gate
-        gate.transactions["aborted"].inc()
         elapsed_s = gate.services.clock.monotonic() - open_.begun
+        word, action = None, "aborted"
         if open_.refused and open_.body is None:
-            # the client went away after refusals: they are the outcome
-            self._log(open_, "transaction.refused", "aborted", Stage.RCPT, open_.refused[-1][1], elapsed_s)
+            # the client went away after refusals: they are the outcome, where nobody was accepted
+            word = open_.refused[-1][1]
+            if not open_.accepted:
+                action = "deferred" if word.reply.is_transient else "rejected"
+        gate.transactions[action].inc()
+        if word is not None:
+            self._log(open_, "transaction.refused", action, Stage.RCPT, word, elapsed_s)
         elif open_.accepted:
             stage = Stage.RCPT if open_.body is None else Stage.EOM
-            self._log(open_, "transaction.aborted", "aborted", stage, None, elapsed_s)
+            self._log(open_, "transaction.aborted", action, stage, None, elapsed_s)
 
     def outcome(self) -> Coroutine[None, None, None] | None:
         """What is to run after the last reply was written, None when nothing is: policies that want to know it."""
@@ -484,17 +581,28 @@ class Conversation:
             action = Action.DEFER if answer.is_transient else Action.REJECT
         done = _DONE[action]
         if gate.pipeline.plans_outcome:
-            self._outcome = (open_.current(), Outcome(answer, delivered))
+            group = open_.group or gate.pipeline.base
+            self._outcome = (open_.current(), Outcome(answer, delivered), group)
         gate.transactions[done].inc()
         elapsed_s = gate.services.clock.monotonic() - open_.begun
         gate.duration[done].observe(elapsed_s)
-        self._log(open_, f"message.{done}", done, stage, word, elapsed_s)
+        self._log(open_, f"message.{done}", done, stage, word, elapsed_s, delivered=delivered)
         return Answer(answer, word.close)
 
     def _log(
-        self, open_: _Open, event: str, action: str, stage: Stage, word: _Word | None, elapsed_s: float
+        self,
+        open_: _Open,
+        event: str,
+        action: str,
+        stage: Stage,
+        word: _Word | None,
+        elapsed_s: float,
+        *,
+        delivered: bool = False,
     ) -> None:
-        """The one line of a transaction; `word` is what decided it, None when the client went away."""
+        """The one line of a transaction, and its record; `word` is what decided it, None when the client went away."""
+        if self._gate.decisions is not None:
+            self._record(self._gate.decisions, open_, action, stage, word, elapsed_s, delivered=delivered)
         tx, session = open_.tx, self.session
         mail_from = tx.envelope.mail_from
         rcpts = open_.accepted or [rcpt for rcpt, _ in open_.refused]
@@ -518,4 +626,39 @@ class Conversation:
             size_bytes=open_.body.size_bytes if open_.body is not None else 0,
             duration_ms=round(elapsed_s * 1000, 1),
             error=open_.error,
+        )
+
+    def _record(
+        self,
+        ring: DecisionRing,
+        open_: _Open,
+        action: str,
+        stage: Stage,
+        word: _Word | None,
+        elapsed_s: float,
+        *,
+        delivered: bool,
+    ) -> None:
+        tx, message = open_.current(), open_.message
+        ring.add(
+            Decision(
+                id=tx.id,
+                time=self._gate.services.clock.now(),
+                session=tx.session,
+                envelope=tx.envelope,
+                rcpts=open_.answers or (),
+                action=action,
+                stage=stage,
+                reply=word.reply if word else None,
+                policy=word.policy if word else "",
+                reason=word.reason if word else "client",
+                duration_s=elapsed_s,
+                judged=open_.trail or (),
+                results=tx.results,
+                delivered=delivered,
+                error=open_.error,
+                route=open_.route or "",
+                header=message.header.octets if message else b"",
+                size_bytes=open_.body.size_bytes if open_.body is not None else 0,
+            )
         )

@@ -1,25 +1,29 @@
-"""The policy pipeline: order, concurrency, deadlines, and what becomes of a policy that fails.
+"""The policy pipeline: deadlines, concurrency, and what becomes of a policy that fails.
 
-Policies of one stage run in ranks: a rank holds those that wait for nobody else, runs concurrently, and is merged
-before the next one begins; DEFER or REJECT ends the stage. A policy is stepped once and becomes a task only if it
-suspends, so that policies which need no I/O cost no turn of the loop.
+Policies of one stage run in ranks (gateway.plan): a rank runs concurrently and is merged before the next one begins;
+DEFER or REJECT ends the stage. A policy is stepped once and becomes a task only if it suspends, so that policies which
+need no I/O cost no turn of the loop.
 
-A failure (an exception, a deadline, something that is no verdict) becomes what the operator chose (`on_error`):
-the mail goes on without that policy or is deferred. It never becomes a rejection, and never touches another policy.
+A failure (an exception, a deadline, something that is no verdict, an edit that no policy may make) becomes what the
+operator chose (`on_error`): the mail goes on without that policy or is deferred. It never becomes a rejection, and
+never touches another policy. What an observed policy decides is counted and recorded, and then it just goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from gateway.errors import GatewayError
-from gateway.policy import OnError, Outcome, Policy
+from gateway.decision import Judged
+from gateway.plan import Step, closest_pattern, rcpt_ranks, stage_ranks
+from gateway.policy import Mode, OnError, Outcome, Policy, has_hook
+from gateway.session import Transaction
 from gateway.smtp import reply
-from gateway.stepping import step
+from gateway.stepping import Timed, step
 from gateway.verdict import (
     Action,
     AddField,
@@ -29,57 +33,88 @@ from gateway.verdict import (
     Stage,
     Verdict,
     defer,
+    forbidden,
     merge,
     proceed,
 )
+from gateway.watching import Failure, Watching
 
 if TYPE_CHECKING:
-    from gateway.services import Counters, Services
-    from gateway.session import Recipient, Session, Transaction
-
-RECIPIENT = "recipient"
-"""The engine's own step at RCPT, the downstream's answer; policies may name it in `after`."""
-
-GUARD = "relay_guard"
-"""Runs alone and first at RCPT; without it nothing starts."""
+    from gateway.plan import Ranks
+    from gateway.services import Metrics, Services
+    from gateway.session import Recipient, Session
+    from gateway.smtp.address import AddressLiteral, Domain
 
 STAGE_BUDGET_S = {Stage.CONNECT: 20.0, Stage.EHLO: 20.0, Stage.MAIL: 20.0, Stage.RCPT: 20.0, Stage.EOM: 25.0}
-"""Seconds for all policies of a stage together (DESIGN.md section 8)."""
+"""Seconds for all policies of a stage together (DESIGN.md section 8); at RCPT for all recipients that came together."""
+
+_RCPT_BUDGET_S = STAGE_BUDGET_S[Stage.RCPT]
+
+BLOCKED_S = 0.5
+"""A policy that keeps the loop busy for longer at once is told about: no other session is served meanwhile."""
+
+_FAILURES = ("exception", "timeout", "verdict")
 
 
-class PlanError(GatewayError):
-    """The policies cannot be put in order; the text names them."""
+class _Metrics:
+    """The families of the policies' metrics."""
 
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One policy in the plan, with the operator's keys for it."""
-
-    policy: Policy[Any]
-    timeout_s: float
-    on_error: OnError
-
-    @property
-    def name(self) -> str:
-        """The policy's name."""
-        return self.policy.name
+    def __init__(self, metrics: Metrics) -> None:
+        self.decisions = metrics.counters(
+            "mxgate_policy_decisions_total", "Verdicts of policies", ("policy", "stage", "action")
+        )
+        self.would = metrics.counters(
+            "mxgate_policy_would_total",
+            "Verdicts of observed policies, which were recorded only",
+            ("policy", "stage", "action"),
+        )
+        self.failures = metrics.counters(
+            "mxgate_policy_failures_total", "Policies that failed, by how", ("policy", "stage", "failure")
+        )
+        self.blocked = metrics.counters(
+            "mxgate_policy_blocked_total", "Times that a policy kept the loop busy", ("policy", "stage")
+        )
+        self.duration = metrics.histograms(
+            "mxgate_policy_duration_seconds", "From a hook's call to its verdict", ("policy", "stage")
+        )
 
 
 class _Hook:
     """One policy at one stage, with its counters bound."""
 
-    __slots__ = ("call", "decisions", "failures", "planned", "stage")
+    __slots__ = (
+        "blocked",
+        "call",
+        "decisions",
+        "duration",
+        "exempts",
+        "failures",
+        "is_observed",
+        "planned",
+        "stage",
+        "timeout_s",
+        "unremarkable_s",
+        "would",
+    )
 
-    def __init__(self, planned: Step, stage: Stage, decisions: Counters, failures: Counters) -> None:
+    def __init__(self, planned: Step, stage: Stage, metrics: _Metrics) -> None:
         self.planned = planned
         self.stage = stage
         self.call: Callable[..., Coroutine[Any, Any, Verdict]] = getattr(planned.policy, f"on_{stage}")
-        self.decisions = tuple(decisions.labels(planned.name, stage, action.label) for action in Action)
-        self.failures = {how: failures.labels(planned.name, stage, how) for how in _FAILURES}
+        self.exempts = planned.exempts if planned.exempt else None
+        self.is_observed = planned.mode is Mode.OBSERVE
+        self.timeout_s = planned.timeout_s
+        # a first step of no more seconds is nothing to look at
+        self.unremarkable_s = min(BLOCKED_S, planned.timeout_s)
+        name = planned.name
+        self.decisions = tuple(metrics.decisions.labels(name, stage, action.label) for action in Action)
+        self.would = tuple(metrics.would.labels(name, stage, action.label) for action in Action)
+        self.failures = {how: metrics.failures.labels(name, stage, how) for how in _FAILURES}
+        self.blocked = metrics.blocked.labels(name, stage)
+        self.duration = metrics.duration.labels(name, stage)
 
 
 _Rank = tuple[_Hook, ...]
-_FAILURES = ("exception", "timeout", "verdict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,99 +125,211 @@ class Decided:
     policy: str = ""
 
 
+_Heard = tuple[_Hook, Verdict, float, str]
+"""A policy, what it said or its failure became, the seconds since its call, and how it failed ("" when it did not)."""
+
+
+class _Waiting(NamedTuple):
+    """A policy that suspended; its first step took `step_s`."""
+
+    hook: _Hook
+    begun: float
+    step_s: float
+
+
+Trail = list[Judged]
+"""What the policies said about one transaction, in the order in which it counted."""
+
 # A member that is asked of its class costs ten times what a name of the module does.
-_CONTINUE, _DEFER = Action.CONTINUE, Action.DEFER
+_CONTINUE, _DEFER, _QUARANTINE, _EOM = Action.CONTINUE, Action.DEFER, Action.QUARANTINE, Stage.EOM
 _PLAIN = proceed()
 PROCEED = Decided(_PLAIN)
 
 
-class Pipeline:
-    """The plan and how it is run. Raises PlanError when the policies' `requires` and `after` cannot be met."""
+class Group:
+    """What is run for the recipients of some domains: the plan with their overrides.
 
-    def __init__(self, steps: Sequence[Step], services: Services) -> None:
+    A transaction's recipients all belong to groups that `bind` the same: only policies that are enforced count,
+    so that an observed one parts no recipients.
+    """
+
+    __slots__ = (
+        "binds",
+        "connect",
+        "ehlo",
+        "eom",
+        "mail",
+        "outcome",
+        "rcpt_after",
+        "rcpt_before",
+        "watchers",
+    )
+
+    def __init__(self, steps: Sequence[Step], metrics: _Metrics) -> None:
+        def ranks(stage: Stage, planned: Ranks[Step]) -> tuple[_Rank, ...]:
+            hooks = (
+                tuple(_Hook(step, stage, metrics) for step in rank if step.mode is not Mode.OFF)
+                for rank in planned
+            )
+            return tuple(rank for rank in hooks if rank)
+
+        before, behind = rcpt_ranks(steps)
+        self.connect = ranks(Stage.CONNECT, stage_ranks(steps, Stage.CONNECT))
+        self.ehlo = ranks(Stage.EHLO, stage_ranks(steps, Stage.EHLO))
+        self.mail = ranks(Stage.MAIL, stage_ranks(steps, Stage.MAIL))
+        self.rcpt_before = ranks(Stage.RCPT, before)
+        self.rcpt_after = ranks(Stage.RCPT, behind)
+        self.eom = ranks(Stage.EOM, stage_ranks(steps, Stage.EOM))
+        self.watchers = tuple(
+            hook for rank in self.eom for hook in rank if has_hook(type(hook.planned.policy), "on_header")
+        )
+        self.outcome = tuple(
+            step for step in steps if has_hook(type(step.policy), "on_outcome") and step.mode is not Mode.OFF
+        )
+        self.binds = tuple(step.policy for step in steps if step.mode is Mode.ENFORCE)
+
+
+class Pipeline:
+    """The plan and how it is run. Raises PlanError when the policies' `requires` and `after` cannot be met.
+
+    `reserved` are the lower-case names of header fields that only the engine adds and removes.
+    """
+
+    def __init__(
+        self, steps: Sequence[Step], services: Services, *, reserved: AbstractSet[str] = frozenset()
+    ) -> None:
         self.steps = tuple(steps)
         self._services = services
-        order = rank_of(self.steps)
-        failures = services.metrics.counters(
-            "mxgate_policy_failures_total", "Policies that failed, by how", ("policy", "stage", "failure")
-        )
-        decisions = services.metrics.counters(
-            "mxgate_policy_decisions_total", "Verdicts of policies", ("policy", "stage", "action")
-        )
-        hooks = {
-            stage: [_Hook(s, stage, decisions, failures) for s in self.steps if stage in s.policy.stages()]
-            for stage in Stage
+        self._clock = services.clock.monotonic
+        self._reserved = reserved
+        metrics = _Metrics(services.metrics)
+        self.base = base = Group(self.steps, metrics)
+        patterns = {override.pattern for each in self.steps for override in each.overrides}
+        self._groups = {
+            pattern: Group([each.at(pattern) for each in self.steps], metrics) for pattern in sorted(patterns)
         }
-        ranks = {stage: _ranks(hooks[stage], order) for stage in Stage}
-        self._connect, self._ehlo = ranks[Stage.CONNECT], ranks[Stage.EHLO]
-        self._mail, self._eom = ranks[Stage.MAIL], ranks[Stage.EOM]
-        behind = _behind_recipient(self.steps, order)
-        rcpt = hooks[Stage.RCPT]
-        guard = tuple(h for h in rcpt if h.planned.name == GUARD)
-        others = [h for h in rcpt if h.planned.name not in behind and h.planned.name != GUARD]
-        self._rcpt_before = ((guard,) if guard else ()) + _ranks(others, order)
-        self._rcpt_after = _ranks([h for h in rcpt if h.planned.name in behind], order)
-        self._outcome = tuple(s for s in self.steps if type(s.policy).on_outcome is not Policy.on_outcome)
+        groups = (base, *self._groups.values())
+        self.has_overrides = bool(patterns)
+        # whether one transaction cannot have all recipients
+        self.has_groups = any(group.binds != base.binds for group in groups)
         # where nothing is planned there is nothing to await
-        self.plans_connect = bool(self._connect)
-        self.plans_ehlo = bool(self._ehlo)
-        self.plans_mail = bool(self._mail)
-        self.plans_after_recipient = bool(self._rcpt_after)
-        self.plans_eom = bool(self._eom)
-        self.plans_outcome = bool(self._outcome)
+        self.plans_connect = bool(base.connect)
+        self.plans_ehlo = bool(base.ehlo)
+        self.plans_mail = bool(base.mail)
+        self.plans_after_recipient = any(group.rcpt_after for group in groups)
+        self.plans_eom = any(group.eom for group in groups)
+        self.plans_watches = any(group.watchers for group in groups)
+        self.plans_outcome = any(group.outcome for group in groups)
 
     @cached_property
     def _loop(self) -> asyncio.AbstractEventLoop:
         """The one loop that it serves, asked for once: to find it takes a system call each time."""
         return asyncio.get_running_loop()
 
+    @property
+    def policies(self) -> tuple[Policy[Any], ...]:
+        """Every policy object in the order of the plan, those of overrides behind the one that they replace."""
+        found = (
+            policy
+            for each in self.steps
+            for policy in (each.policy, *(override.policy for override in each.overrides))
+            if policy is not None
+        )
+        return tuple(dict.fromkeys(found))
+
     async def start(self) -> None:
         """Start every policy in order. Raises what a policy raises; those that were started are stopped again."""
-        started: list[Step] = []
-        try:
-            for planned in self.steps:
-                await planned.policy.start()
-                started.append(planned)
-        except BaseException:
-            for planned in reversed(started):
-                await planned.policy.stop()
-            raise
+        started: list[Policy[Any]] = []
+        for policy in self.policies:
+            try:
+                await policy.start()
+            except BaseException as exc:
+                self._services.log.error("policy.start_failed", policy=policy.name, error=repr(exc))
+                await self._stop(started)
+                raise
+            started.append(policy)
 
     async def stop(self) -> None:
         """Stop every policy, the last first; a failing one is logged."""
-        for planned in reversed(self.steps):
+        await self._stop(self.policies)
+
+    async def _stop(self, policies: Sequence[Policy[Any]]) -> None:
+        for policy in reversed(policies):
             try:
-                await planned.policy.stop()
+                await policy.stop()
             except Exception as exc:  # noqa: BLE001  # a stranger's code; the others are stopped all the same
-                self._services.log.error("policy.stop_failed", policy=planned.name, error=repr(exc))
+                self._services.log.error("policy.stop_failed", policy=policy.name, error=repr(exc))
 
-    async def connect(self, session: Session) -> Decided:
+    def group_of(self, domain: Domain | AddressLiteral | None) -> Group:
+        """The group of a recipient's domain."""
+        pattern = closest_pattern(domain, self._groups)
+        return self.base if pattern is None else self._groups[pattern]
+
+    def rcpt_deadline(self) -> float:
+        """When the budget of an RCPT stage that begins now is used up, in the loop's time."""
+        return self._loop.time() + _RCPT_BUDGET_S
+
+    async def connect(self, session: Session, trail: Trail | None = None) -> Decided:
         """The CONNECT stage."""
-        return await self._run(self._connect, session)
+        return await self._run(self.base.connect, 0.0, trail, session, session)
 
-    async def ehlo(self, session: Session) -> Decided:
+    async def ehlo(self, session: Session, trail: Trail | None = None) -> Decided:
         """The EHLO stage."""
-        return await self._run(self._ehlo, session)
+        return await self._run(self.base.ehlo, 0.0, trail, session, session)
 
-    async def mail(self, tx: Transaction) -> Decided:
+    async def mail(self, tx: Transaction, trail: Trail | None = None) -> Decided:
         """The MAIL stage."""
-        return await self._run(self._mail, tx)
+        return await self._run(self.base.mail, 0.0, trail, tx.session, tx)
 
-    async def rcpt_before(self, tx: Transaction, rcpt: Recipient) -> Decided:
-        """The RCPT stage up to the downstream's own answer: the relay guard alone, then the others."""
-        return await self._run(self._rcpt_before, tx, rcpt)
+    async def rcpt_before(
+        self,
+        tx: Transaction,
+        rcpt: Recipient,
+        group: Group | None = None,
+        last: float = 0.0,
+        trail: Trail | None = None,
+    ) -> Decided:
+        """The RCPT stage up to the downstream's own answer: the relay guard alone, then the others.
 
-    async def rcpt_after(self, tx: Transaction, rcpt: Recipient) -> Decided:
+        `group` is the recipient's, `last` the deadline of the stage, 0 when it begins now.
+        """
+        return await self._run((group or self.base).rcpt_before, last, trail, tx.session, tx, rcpt)
+
+    async def rcpt_after(
+        self,
+        tx: Transaction,
+        rcpt: Recipient,
+        group: Group | None = None,
+        last: float = 0.0,
+        trail: Trail | None = None,
+    ) -> Decided:
         """The RCPT stage behind the downstream's own answer."""
-        return await self._run(self._rcpt_after, tx, rcpt)
+        return await self._run((group or self.base).rcpt_after, last, trail, tx.session, tx, rcpt)
 
-    async def eom(self, tx: Transaction) -> Decided:
-        """The EOM stage."""
-        return await self._run(self._eom, tx)
+    def watch(self, tx: Transaction, group: Group, *, is_stuffed: bool) -> Watching | None:
+        """The header is complete: those who want to see the body, None when nobody does."""
+        watching = Watching(self._clock, self._note_block, is_stuffed=is_stuffed)
+        for hook in group.watchers:
+            if hook.exempts is None or not hook.exempts(tx.session):
+                policy = hook.planned.policy
+                watching.add(hook, hook.planned.timeout_s, partial(policy.on_header, tx))
+        return watching or None
 
-    async def outcome(self, tx: Transaction, outcome: Outcome) -> None:
+    async def eom(
+        self,
+        tx: Transaction,
+        group: Group | None = None,
+        trail: Trail | None = None,
+        failed: Mapping[Hashable, Failure] | None = None,
+    ) -> Decided:
+        """The EOM stage of the transaction's group (the base unless given); `failed` are those of its watches."""
+        return await self._run((group or self.base).eom, 0.0, trail, tx.session, tx, failed=failed)
+
+    async def outcome(self, tx: Transaction, outcome: Outcome, group: Group | None = None) -> None:
         """Tell those who want to know how it ended; their failures are logged and nothing else."""
-        for planned in self._outcome:
+        for planned in (group or self.base).outcome:
+            if planned.exempts(tx.session):
+                continue
             try:
                 async with asyncio.timeout(planned.timeout_s):
                     await planned.policy.on_outcome(tx, outcome)
@@ -194,37 +341,38 @@ class Pipeline:
                     "policy.failed", policy=planned.name, stage="outcome", error=repr(exc)
                 )
 
-    async def _run(self, ranks: tuple[_Rank, ...], *args: Any) -> Decided:
-        loop = self._loop
-        last = 0.0  # when the stage's budget is used up; nobody asks before somebody waits
+    async def _run(
+        self,
+        ranks: tuple[_Rank, ...],
+        last: float,
+        trail: Trail | None,
+        session: Session,
+        *args: Any,
+        failed: Mapping[Hashable, Failure] | None = None,
+    ) -> Decided:
+        """One stage. `last` is the end of its budget in the loop's time, 0 when it begins now."""
         verdicts: list[Verdict] = []
         strictest, decided_by = _CONTINUE, ""
         for rank in ranks:
-            here: list[tuple[_Hook, Verdict]] = []
-            waiting: dict[asyncio.Task[Verdict], _Hook] = {}
-            for hook in rank:
-                try:
-                    stepped = step(hook.call(*args), loop)
-                except (KeyboardInterrupt, SystemExit):
-                    raise
-                except BaseException as exc:  # noqa: BLE001  # the barrier around a stranger's code
-                    # a CancelledError is the policy's own too: nobody else runs while it is stepped
-                    here.append((hook, self._failed(hook, "exception", repr(exc))))
-                    continue
-                if isinstance(stepped, asyncio.Task):
-                    waiting[stepped] = hook
-                else:
-                    here.append((hook, self._checked(hook, stepped)))
+            waiting: dict[asyncio.Task[Verdict], _Waiting] = {}
+            here = self._step(rank, session, args, waiting, failed)
             if waiting:
-                last = last or loop.time() + STAGE_BUDGET_S[rank[0].stage]
+                # nobody asks for the time before somebody waits
+                last = last or self._loop.time() + STAGE_BUDGET_S[rank[0].stage]
                 here += await self._wait(waiting, last)
-                here.sort(key=lambda pair: rank.index(pair[0]))
-            for hook, verdict in here:
+                here.sort(key=lambda heard: rank.index(heard[0]))
+            for heard in here:
+                hook, verdict, took_s, _ = heard
+                hook.duration.observe(took_s)
+                if hook.is_observed or trail is not None:
+                    verdict = _recorded(heard, trail, args)
                 hook.decisions[verdict.action].inc()
                 if verdict is _PLAIN:
                     continue
                 if verdict.action > strictest:
                     strictest, decided_by = verdict.action, hook.planned.name
+                if verdict.results:
+                    args = _with_results(args, verdict.results)
                 verdicts.append(verdict)
             if strictest >= _DEFER:
                 break
@@ -232,52 +380,112 @@ class Pipeline:
             return PROCEED
         return Decided(verdicts[0] if len(verdicts) == 1 else merge(verdicts), decided_by)
 
-    async def _wait(
-        self, waiting: dict[asyncio.Task[Verdict], _Hook], last: float
-    ) -> list[tuple[_Hook, Verdict]]:
+    def _step(
+        self,
+        rank: _Rank,
+        session: Session,
+        args: tuple[Any, ...],
+        waiting: dict[asyncio.Task[Verdict], _Waiting],
+        failed: Mapping[Hashable, Failure] | None,
+    ) -> list[_Heard]:
+        """The first step of each policy of a rank: those that have spoken; the others are put into `waiting`."""
+        loop, clock = self._loop, self._clock
+        here: list[_Heard] = []
+        for hook in rank:
+            if hook.exempts is not None and hook.exempts(session):
+                continue
+            if failed is not None and (failure := failed.get(hook)) is not None:
+                here.append(self._failed(hook, failure.how, failure.error, 0.0))
+                continue
+            begun = clock()
+            try:
+                stepped = step(hook.call(*args), loop, clock)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as exc:  # noqa: BLE001  # the barrier around a stranger's code
+                # a CancelledError is the policy's own too: nobody else runs while it is stepped
+                took_s = clock() - begun
+                self._note_block(hook, took_s)
+                here.append(self._failed(hook, "exception", repr(exc), took_s))
+                continue
+            took_s = clock() - begun
+            if isinstance(stepped, asyncio.Task):
+                waiting[stepped] = _Waiting(hook, begun, took_s)
+                continue
+            if stepped is _PLAIN and took_s <= hook.unremarkable_s:
+                here.append((hook, _PLAIN, took_s, ""))
+                continue
+            self._note_block(hook, took_s)
+            here.append(self._checked(hook, stepped, took_s, took_s))
+        return here
+
+    async def _wait(self, waiting: dict[asyncio.Task[Verdict], _Waiting], last: float) -> list[_Heard]:
         """The verdicts of policies that suspended, each within its own deadline and that of the stage."""
         loop = self._loop
         now = loop.time()
-        deadlines = {task: min(now + hook.planned.timeout_s, last) for task, hook in waiting.items()}
-        verdicts: list[tuple[_Hook, Verdict]] = []
+        deadlines = {task: min(now + each.hook.timeout_s, last) for task, each in waiting.items()}
+        heard: list[_Heard] = []
         try:
             while waiting:
                 until = min(deadlines[task] for task in waiting)
                 done, _ = await asyncio.wait(
                     waiting, timeout=max(0.0, until - loop.time()), return_when=asyncio.FIRST_COMPLETED
                 )
-                for task in done:
-                    hook = waiting.pop(task)
-                    verdicts.append((hook, self._outcome_of(hook, task)))
+                heard += [self._outcome_of(waiting.pop(task), task) for task in done]
                 now = loop.time()
                 for task in [task for task in waiting if now >= deadlines[task]]:
-                    hook = waiting.pop(task)
+                    late = waiting.pop(task)
+                    self._busy(late, task)
                     task.cancel()
-                    verdicts.append((hook, self._failed(hook, "timeout", "deadline exceeded")))
+                    took_s = self._clock() - late.begun
+                    heard.append(self._failed(late.hook, "timeout", "deadline exceeded", took_s))
         finally:
             for task in waiting:
                 task.cancel()
-        return verdicts
+        return heard
 
-    def _outcome_of(self, hook: _Hook, task: asyncio.Task[Verdict]) -> Verdict:
+    def _outcome_of(self, waited: _Waiting, task: asyncio.Task[Verdict]) -> _Heard:
+        hook = waited.hook
+        busy_s = self._busy(waited, task)
+        took_s = self._clock() - waited.begun
         if task.cancelled():
-            return self._failed(hook, "exception", "cancelled itself")
+            return self._failed(hook, "exception", "cancelled itself", took_s)
         if (exc := task.exception()) is not None:
-            return self._failed(hook, "exception", repr(exc))
-        return self._checked(hook, task.result())
+            return self._failed(hook, "exception", repr(exc), took_s)
+        return self._checked(hook, task.result(), took_s, busy_s)
 
-    def _checked(self, hook: _Hook, verdict: object) -> Verdict:
+    def _busy(self, waited: _Waiting, task: asyncio.Task[Verdict]) -> float:
+        """For how many seconds a policy that suspended has kept the loop busy."""
+        timed = cast("Timed[Verdict]", task.get_coro())
+        self._note_block(waited.hook, max(waited.step_s, timed.longest_s))
+        return waited.step_s + timed.busy_s
+
+    def _note_block(self, hook: _Hook, seconds: float) -> None:
+        if seconds > BLOCKED_S:
+            hook.blocked.inc()
+            self._services.log.warning(
+                "policy.blocked", policy=hook.planned.name, stage=hook.stage, seconds=round(seconds, 3)
+            )
+
+    def _checked(self, hook: _Hook, verdict: object, took_s: float, busy_s: float) -> _Heard:
+        """What a policy has returned, having kept the loop busy for `busy_s`."""
+        if busy_s > hook.timeout_s:
+            # whoever blocks the loop is not interrupted, and its verdict comes too late all the same
+            return self._failed(hook, "timeout", "kept the loop busy beyond its deadline", took_s)
         if verdict is _PLAIN:
-            return _PLAIN
+            return hook, _PLAIN, took_s, ""
         if not isinstance(verdict, Verdict):
-            return self._failed(hook, "verdict", f"returned {type(verdict).__name__}")
+            return self._failed(hook, "verdict", f"returned {type(verdict).__name__}", took_s)
         if not _is_sound(verdict):
-            return self._failed(hook, "verdict", "holds what is no action, result or edit")
-        if verdict.action is Action.QUARANTINE and hook.stage is not Stage.EOM:
-            return self._failed(hook, "verdict", f"quarantine at {hook.stage}")
-        return verdict
+            return self._failed(hook, "verdict", "holds what is no action, result or edit", took_s)
+        if verdict.action is _QUARANTINE and hook.stage is not _EOM:
+            return self._failed(hook, "verdict", f"quarantine at {hook.stage}", took_s)
+        for edit in verdict.edits:
+            if why := forbidden(edit, self._reserved):
+                return self._failed(hook, "verdict", f"{type(edit).__name__}: {why}", took_s)
+        return hook, verdict, took_s, ""
 
-    def _failed(self, hook: _Hook, failure: str, error: str) -> Verdict:
+    def _failed(self, hook: _Hook, failure: str, error: str, took_s: float) -> _Heard:
         planned = hook.planned
         hook.failures[failure].inc()
         self._services.log.error(
@@ -287,8 +495,33 @@ class Pipeline:
         # a check that could not be made is temperror, never none (STANDARDS: RFC 8601 2.7)
         results = (AuthResult(method, Result.TEMPERROR, "policy failed"),) if method else ()
         if planned.on_error is OnError.DEFER:
-            return defer("policy_failed", reply.INTERNAL, results=results)
-        return proceed(reason="policy_failed", results=results)
+            verdict = defer("policy_failed", reply.INTERNAL, results=results)
+        else:
+            verdict = proceed(reason="policy_failed", results=results)
+        return hook, verdict, took_s, failure
+
+
+def _with_results(args: tuple[Any, ...], results: tuple[AuthResult, ...]) -> tuple[Any, ...]:
+    """What the next rank is given: the transaction with what this one has found."""
+    subject = args[0]
+    if not isinstance(subject, Transaction):
+        return args
+    return replace(subject, results=subject.results + results), *args[1:]
+
+
+def _recorded(heard: _Heard, trail: Trail | None, args: tuple[Any, ...]) -> Verdict:
+    """Count what an observed policy would have decided, and keep what was said; the verdict that counts."""
+    hook, verdict, took_s, failure = heard
+    would_be = None
+    if hook.is_observed:
+        would_be = verdict
+        hook.would[verdict.action].inc()
+        # what was found is reported, what should follow from it is not done
+        verdict = proceed(results=verdict.results)
+    if trail is not None:
+        planned, rcpt = hook.planned, args[1] if len(args) > 1 else None
+        trail.append(Judged(planned.name, hook.stage, planned.mode, verdict, would_be, took_s, failure, rcpt))
+    return verdict
 
 
 def _is_sound(verdict: Verdict) -> bool:
@@ -302,42 +535,3 @@ def _is_sound(verdict: Verdict) -> bool:
             for found, kinds in zip(findings, ((AuthResult,), (AddField, RemoveFields)), strict=True)
         )
     )
-
-
-def rank_of(steps: Sequence[Step]) -> dict[str, int]:
-    """How many others each policy has to wait for in sequence. Raises PlanError for what is missing or circular."""
-    names = {s.name for s in steps}
-    if len(names) != len(steps):
-        raise PlanError("a policy stands twice in the plan")
-    for planned in steps:
-        missing = set(planned.policy.requires) - names
-        if missing:
-            raise PlanError(
-                f"policy {planned.name} requires {', '.join(sorted(missing))}, which is not in the plan"
-            )
-    before = {s.name: (set(s.policy.requires) | set(s.policy.after)) & names for s in steps}
-    ranks: dict[str, int] = {}
-    while len(ranks) < len(before):
-        ready = [n for n, earlier in before.items() if n not in ranks and earlier <= ranks.keys()]
-        if not ready:
-            circle = ", ".join(sorted(before.keys() - ranks.keys()))
-            raise PlanError(f"policies wait for each other: {circle}")
-        for name in ready:
-            ranks[name] = max((ranks[n] + 1 for n in before[name]), default=0)
-    return ranks
-
-
-def _behind_recipient(steps: Sequence[Step], order: dict[str, int]) -> frozenset[str]:
-    """Those that run behind the downstream's answer: who says so, and who waits for one of them."""
-    behind: set[str] = set()
-    for planned in sorted(steps, key=lambda s: order[s.name]):
-        earlier = {*planned.policy.requires, *planned.policy.after}
-        if RECIPIENT in planned.policy.after or earlier & behind:
-            behind.add(planned.name)
-    return frozenset(behind - {GUARD})
-
-
-def _ranks(hooks: Sequence[_Hook], order: dict[str, int]) -> tuple[_Rank, ...]:
-    """The hooks of a stage, rank by rank; within a rank in the order of the configuration."""
-    numbers = sorted({order[h.planned.name] for h in hooks})
-    return tuple(tuple(h for h in hooks if order[h.planned.name] == number) for number in numbers)

@@ -1,7 +1,8 @@
 """Policies by name: which are installed, their classes, and the plan that a configuration makes of them.
 
 A distribution offers a policy by an entry point of the group `gateway.policies`: `spf = "policies.spf:Spf"`.
-`installed` reads metadata only; `load` imports. The built-in policies come the same way as everybody's.
+`installed` reads metadata only; `load` imports. The built-in policies come the same way as everybody's. A single file
+with a policy in it (`[policy.X] file`) is loaded as a module that nobody else can import.
 
 Called by the workers (plan), check-config, and the commands that print the plan.
 """
@@ -9,21 +10,26 @@ Called by the workers (plan), check-config, and the commands that print the plan
 from __future__ import annotations
 
 import importlib
+import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NoReturn
 
 from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
 
-from gateway.config import Config, ConfigError, KeyPath, Mode, PolicySection, Problem
+from gateway.config import Config, ConfigError, KeyPath, Network, PolicySection, Problem
 from gateway.config.errors import did_you_mean
 from gateway.config.explain import explain
 from gateway.config.model import RELAY_GUARD
 from gateway.errors import GatewayError
-from gateway.policy import OnError, Policy
+from gateway.plan import Override, PlanError, Step, rank_of
+from gateway.policy import Mode, OnError, Policy
+from gateway.services import Services
+from gateway.session import Trust
 
 GROUP = "gateway.policies"
 # Planned without being asked for, where installed; in this order.
@@ -53,8 +59,20 @@ class PolicySource:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedOverride:
+    """What is different for recipients of a domain; `settings` None where they are those of all."""
+
+    pattern: str
+    mode: Mode
+    settings: object | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedPolicy:
-    """A policy as it shall run: its class and validated settings, and the engine's keys with defaults filled in."""
+    """A policy as it shall run: its class and validated settings, and the engine's keys with defaults filled in.
+
+    `source` says where it comes from: a distribution with its version, or a file.
+    """
 
     name: str
     policy: type[Policy[Any]]
@@ -62,6 +80,27 @@ class PlannedPolicy:
     mode: Mode
     timeout_s: float
     on_error: OnError
+    exempt: tuple[Network | Trust, ...] = ()
+    overrides: tuple[PlannedOverride, ...] = ()
+    source: str = ""
+
+    def step(self, services: Services) -> Step:
+        """The policy and those of its overrides, made; raises what their constructors raise."""
+        return Step(
+            self.policy(self.settings, services),
+            self.timeout_s,
+            self.on_error,
+            self.mode,
+            self.exempt,
+            tuple(
+                Override(
+                    each.pattern,
+                    each.mode,
+                    None if each.settings is None else self.policy(each.settings, services),
+                )
+                for each in self.overrides
+            ),
+        )
 
 
 def installed() -> dict[str, PolicySource]:
@@ -86,7 +125,7 @@ def installed() -> dict[str, PolicySource]:
 def load(names: Iterable[str]) -> dict[str, type[Policy[Any]]]:
     """Import the classes of installed policies. Raises PluginError for the first that cannot be used."""
     sources = installed()
-    return {name: _load(sources[name]) if name in sources else _missing(name, sources) for name in names}
+    return {name: _load(sources[name] if name in sources else _missing(name, sources)) for name in names}
 
 
 def plan(config: Config) -> tuple[PlannedPolicy, ...]:
@@ -101,14 +140,25 @@ def plan(config: Config) -> tuple[PlannedPolicy, ...]:
     except PluginError as exc:
         raise ConfigError([config.problem(("policy", exc.name), str(exc))]) from exc
     for name in _asked_for(config, sources):
+        section = config.policy.get(name, PolicySection())
         try:
-            policy = _load(sources[name]) if name in sources else _missing(name, sources)
-            planned.append(_planned(config, name, policy))
+            if section.file is not None:
+                policy, source = _load_file(name, section.file, sources), str(section.file)
+            elif name in sources:
+                policy, source = _load(sources[name]), str(sources[name])
+            else:
+                _missing(name, sources)
+            planned.append(_planned(config, name, policy, source))
         except PluginError as exc:
             problems.append(config.problem(("policy", name), str(exc)))
         except ConfigError as exc:
             problems += exc.problems
     problems += _missing_requirements(config, planned)
+    if not problems:
+        try:
+            rank_of(planned)
+        except PlanError as exc:
+            problems.append(config.problem(("policy",), str(exc)))
     if problems:
         raise ConfigError(problems)
     return tuple(planned)
@@ -120,7 +170,8 @@ def _asked_for(config: Config, sources: Iterable[str]) -> list[str]:
         section = config.policy.get(name, PolicySection())
         # A policy of the default plan that nobody switched on by name may be missing.
         is_optional = name in DEFAULT_PLAN and "mode" not in section.model_fields_set
-        if name not in names and section.mode is not Mode.OFF and (name in sources or not is_optional):
+        is_there = name in sources or section.file is not None
+        if name not in names and section.is_planned and (is_there or not is_optional):
             names.append(name)
     return names
 
@@ -135,7 +186,7 @@ def _missing_requirements(config: Config, planned: list[PlannedPolicy]) -> Itera
                 )
 
 
-def _missing(name: str, sources: Iterable[str]) -> type[Policy[Any]]:
+def _missing(name: str, sources: Iterable[str]) -> NoReturn:
     raise PluginError(name, f"policy {name} is not installed{did_you_mean(name, sources)}")
 
 
@@ -144,16 +195,46 @@ def _load(source: PolicySource) -> type[Policy[Any]]:
         policy = source.entry_point.load()
     except Exception as exc:
         raise PluginError(source.name, f"cannot load it from {source}: {_authors_line(exc)}") from exc
+    return _checked(source.name, policy, f"{source.entry_point.value} of {source}")
+
+
+def _load_file(name: str, file: Path, sources: Mapping[str, PolicySource]) -> type[Policy[Any]]:
+    """The one policy of this name in a file. Nothing is written beside the file, and its modules are loaded anew."""
+    if name in sources:
+        raise PluginError(
+            name, f"{file} and {sources[name]} both offer a policy of this name; give yours another one"
+        )
+    # dataclasses and annotations look their module up by its name
+    module = ModuleType(f"mxgate_policy_file_{name}")
+    module.__file__ = str(file)
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(file.read_bytes(), str(file), "exec"), vars(module))  # noqa: S102  # the operator's own code
+    except Exception as exc:
+        del sys.modules[module.__name__]
+        raise PluginError(name, f"cannot load it from {file}: {_authors_line(exc)}") from exc
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Policy) and value.__module__ == module.__name__
+    ]
+    named = [each for each in dict.fromkeys(classes) if getattr(each, "name", None) == name]
+    if len(named) != 1:
+        found = ", ".join(sorted(each.__name__ for each in named or classes)) or "none at all"
+        raise PluginError(
+            name, f"{file} must hold one subclass of Policy with name = {name!r}; it holds {found}"
+        )
+    return _checked(name, named[0], f"{named[0].__name__} of {file}")
+
+
+def _checked(name: str, policy: object, what: str) -> type[Policy[Any]]:
+    """What was loaded, if it is a policy of this name."""
     if not isinstance(policy, type) or not issubclass(policy, Policy):
-        raise PluginError(source.name, f"{source.entry_point.value} of {source} is not a subclass of Policy")
-    if getattr(policy, "name", None) != source.name:
-        raise PluginError(
-            source.name, f"{source.entry_point.value} of {source} must have name = {source.name!r}"
-        )
+        raise PluginError(name, f"{what} is not a subclass of Policy")
+    if getattr(policy, "name", None) != name:
+        raise PluginError(name, f"{what} must have name = {name!r}")
     if not is_dataclass(policy.Settings):
-        raise PluginError(
-            source.name, f"Settings of {source.entry_point.value} of {source} is not a dataclass"
-        )
+        raise PluginError(name, f"Settings of {what} is not a dataclass")
     return policy
 
 
@@ -175,7 +256,7 @@ def _is_import_system(filename: str) -> bool:
     return filename.startswith("<frozen importlib") or Path(filename).is_relative_to(_IMPORTLIB)
 
 
-def _planned(config: Config, name: str, policy: type[Policy[Any]]) -> PlannedPolicy:
+def _planned(config: Config, name: str, policy: type[Policy[Any]], source: str) -> PlannedPolicy:
     section = config.policy.get(name, PolicySection())
     if name == RELAY_GUARD:
         relay = config.relay
@@ -186,25 +267,58 @@ def _planned(config: Config, name: str, policy: type[Policy[Any]]) -> PlannedPol
         }
         settings = _settings(config, ("relay",), policy, given)
     else:
-        settings = _settings(config, ("policy", name, "settings"), policy, dict(section.settings))
+        settings = _settings(config, ("policy", name, "settings"), policy, section.settings)
+    is_dry_run = config.pipeline.observe and name != RELAY_GUARD
+
+    def effective(mode: Mode) -> Mode:
+        return Mode.OBSERVE if is_dry_run and mode is Mode.ENFORCE else mode
+
     return PlannedPolicy(
         name=name,
         policy=policy,
         settings=settings,
-        mode=section.mode,
+        mode=effective(section.mode),
         timeout_s=policy.timeout_s if section.timeout_s is None else section.timeout_s,
         on_error=policy.on_error if section.on_error is None else section.on_error,
+        exempt=section.exempt,
+        overrides=tuple(
+            PlannedOverride(
+                pattern,
+                effective(override.mode or section.mode),
+                _overridden(config, name, policy, pattern) if override.settings else None,
+            )
+            for pattern, override in section.domains.items()
+        ),
+        source=source,
     )
 
 
-def _settings(config: Config, at: KeyPath, policy: type[Policy[Any]], given: dict[str, object]) -> object:
+def _overridden(config: Config, name: str, policy: type[Policy[Any]], pattern: str) -> object:
+    """The settings for a domain: what it has of its own, and the policy's for the rest."""
+    section = config.policy[name]
+    given = _merged(section.settings, section.domains[pattern].settings)
+    return _settings(config, ("policy", name, "domains", pattern, "settings"), policy, given)
+
+
+def _merged(base: Mapping[str, object], more: Mapping[str, object]) -> dict[str, object]:
+    """Tables in tables are merged too."""
+    merged = dict(base)
+    for key, value in more.items():
+        old = merged.get(key)
+        merged[key] = (
+            _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        )
+    return merged
+
+
+def _settings(config: Config, at: KeyPath, policy: type[Policy[Any]], given: Mapping[str, object]) -> object:
     try:
         adapter: TypeAdapter[object] = TypeAdapter(policy.Settings)
     except (PydanticUserError, PydanticUndefinedAnnotation) as exc:
         reason = str(exc).partition("\n")[0]
         raise PluginError(policy.name, f"a type in its Settings cannot be validated: {reason}") from exc
     try:
-        return adapter.validate_python(given, extra="forbid")
+        return adapter.validate_python(dict(given), extra="forbid")
     except ValidationError as exc:
-        messages = explain(exc, policy.Settings, given)
+        messages = explain(exc, policy.Settings, dict(given))
     raise ConfigError(config.problem((*at, *path), message) for path, message in messages.items())

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from gateway.verdict import Stage, Verdict, proceed
 
@@ -29,6 +29,14 @@ if TYPE_CHECKING:
     from gateway.smtp.reply import Reply
 
 S = TypeVar("S")
+
+
+class Mode(StrEnum):
+    """What becomes of a policy's verdicts: they count, they are recorded only, or the policy is not run."""
+
+    ENFORCE = "enforce"
+    OBSERVE = "observe"
+    OFF = "off"
 
 
 class OnError(StrEnum):
@@ -49,6 +57,19 @@ class Outcome:
 
     reply: Reply
     delivered: bool
+
+
+class Watch(Protocol):
+    """Sees the body of one message while it arrives, without I/O and in no more time than it needs.
+
+    Keep what it found for `on_eom` with a Slot. An exception of it is a failure of its policy at EOM.
+    """
+
+    def block(self, data: bytes) -> None:
+        """The next octets of the body as the sender meant them (dot-stuffing undone); cut anywhere, at most 64 KiB."""
+
+    def end(self) -> None:
+        """The body is complete. Not called where the content is refused before any policy judges it."""
 
 
 class Policy(Generic[S]):
@@ -92,11 +113,14 @@ class Policy(Generic[S]):
         return proceed()
 
     async def on_rcpt(self, tx: Transaction, rcpt: Recipient) -> Verdict:
-        """RCPT was given; the verdict binds this recipient only."""
+        """RCPT was given; the verdict binds this recipient only, so its results and edits are left out of account."""
         return proceed()
 
+    def on_header(self, tx: Transaction) -> Watch | None:
+        """The header is complete and the body begins: who wants to see it arrive returns a Watch. No I/O."""
+
     async def on_eom(self, tx: Transaction) -> Verdict:
-        """The whole message is here."""
+        """The whole message is here; `tx.results` has what those found that this policy `requires` or comes `after`."""
         return proceed()
 
     async def on_outcome(self, tx: Transaction, outcome: Outcome) -> None:
@@ -104,5 +128,11 @@ class Policy(Generic[S]):
 
     @classmethod
     def stages(cls) -> frozenset[Stage]:
-        """The stages whose hook this policy overrides."""
-        return frozenset(s for s in Stage if getattr(cls, f"on_{s}") is not getattr(Policy, f"on_{s}"))
+        """The stages whose hook this policy overrides; on_header belongs to EOM."""
+        hooks = {stage for stage in Stage if has_hook(cls, f"on_{stage}")}
+        return frozenset(hooks | {Stage.EOM} if has_hook(cls, "on_header") else hooks)
+
+
+def has_hook(policy: type[Policy[Any]], hook: str) -> bool:
+    """Whether the hook of this name is the policy's own."""
+    return getattr(policy, hook) is not getattr(Policy, hook)

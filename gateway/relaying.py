@@ -11,6 +11,7 @@ The rules behind the two operations are DESIGN.md section 6; the short form:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -98,17 +99,21 @@ class Relay(Protocol):
         """How the downstreams are, in JSON's types: a detail of /readyz for people."""
 
     async def verify(
-        self, session: Session, envelope: Envelope, rcpts: Sequence[Recipient]
+        self, session: Session, envelope: Envelope, rcpts: Sequence[Recipient], last: float = inf
     ) -> Sequence[Reply]:
-        """The downstream's word on each recipient, in order. Trouble is 451 for each that has no answer; never raises.
+        """The downstream's word on each recipient, in order, not later than `last` in the loop's time.
+
+        Trouble is 451 for each that has no answer; never raises.
 
         All `rcpts` belong to one route. What `deliver` found refused after a 2xx here is answered without asking, for
         the same sender and client network (DESIGN.md section 6). Does not suspend when each of them is answered from
         the cache, or when the route does not verify recipients.
         """
 
-    async def deliver(self, tx: Transaction, content: Content) -> Delivery:
+    async def deliver(self, tx: Transaction, content: Content, route: str = "") -> Delivery:
         """Hand the transaction to the downstream of its recipients' one route; never raises but CancelledError.
+
+        With `route`, the name of another one, it goes there instead, and nothing is learnt about the recipients.
 
         Cancelled before the dot it gives up and nothing was delivered. After the dot the delivery goes on without
         the caller, and its outcome is counted as an orphan.

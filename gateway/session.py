@@ -43,7 +43,8 @@ class AddressSource(StrEnum):
     """How the client's address became known."""
 
     SOCKET = "socket"
-    PROXY = "proxy"
+    PROXY = "proxy"  # a balancer said so (PROXY protocol)
+    HIDDEN = "hidden"  # it is a balancer's that hides its clients: what depends on the address does not apply
 
 
 @dataclass(frozen=True, slots=True)

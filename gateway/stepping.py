@@ -12,34 +12,85 @@ from __future__ import annotations
 import asyncio
 import sys
 import types
+from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator
+    from collections.abc import Generator
 
 T = TypeVar("T")
 
+
+class Timed(Coroutine[Any, Any, T]):
+    """A coroutine that measures how long its steps kept the loop busy, but for the first `skip` of them.
+
+    `busy_s` is the sum, `longest_s` the longest; seconds of the clock.
+    """
+
+    __slots__ = ("_clock", "_coro", "_skip", "busy_s", "longest_s")
+
+    def __init__(self, coro: Coroutine[Any, Any, T], clock: Callable[[], float], *, skip: int = 0) -> None:
+        self._coro = coro
+        self._clock = clock
+        self._skip = skip
+        self.busy_s = self.longest_s = 0.0
+
+    def send(self, value: Any) -> Any:
+        return self._measured(self._coro.send, value)
+
+    def throw(self, *exc: Any) -> Any:
+        return self._measured(self._coro.throw, *exc)
+
+    def close(self) -> None:
+        self._coro.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        raise TypeError("it is stepped by a task")
+
+    def _measured(self, resume: Callable[..., Any], *args: Any) -> Any:
+        begun = self._clock()
+        try:
+            return resume(*args)
+        finally:
+            took_s = self._clock() - begun
+            if self._skip:
+                self._skip -= 1
+            else:
+                self.busy_s += took_s
+                self.longest_s = max(self.longest_s, took_s)
+
+
 if sys.version_info >= (3, 12):
 
-    def step(coro: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T | asyncio.Task[T]:
+    def step(
+        coro: Coroutine[Any, Any, T],
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float] | None = None,
+    ) -> T | asyncio.Task[T]:
         """Run the first step of `coro` on the running `loop`.
 
         Returns its result if it has finished, and a task that goes on with it if it suspended; raises what it raised.
-        (A result that is itself a task cannot be told apart: no coroutine that is stepped returns one.)
+        (A result that is itself a task cannot be told apart: no coroutine that is stepped returns one.) With a
+        `clock`, get_coro() of the task is a Timed that measures its further steps.
         """
-        task = asyncio.Task(coro, loop=loop, eager_start=True)
+        task = asyncio.Task(Timed(coro, clock, skip=1) if clock else coro, loop=loop, eager_start=True)
         return task.result() if task.done() else task
 
 else:
     # What asyncio.current_task() reads. It is private, and there to stay: 3.11 gets security fixes only.
     from asyncio.tasks import _current_tasks  # type: ignore[attr-defined]  # typeshed leaves private names out
 
-    def step(coro: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T | asyncio.Task[T]:
+    def step(
+        coro: Coroutine[Any, Any, T],
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float] | None = None,
+    ) -> T | asyncio.Task[T]:
         """Run the first step of `coro` on the running `loop`.
 
         Returns its result if it has finished, and a task that goes on with it if it suspended; raises what it raised.
-        (A result that is itself a task cannot be told apart: no coroutine that is stepped returns one.)
+        (A result that is itself a task cannot be told apart: no coroutine that is stepped returns one.) With a
+        `clock`, get_coro() of the task is a Timed that measures its further steps.
         """
         # Python 3.11 has no eager tasks. This one is allocated, so that it can be the current task, but it takes no
         # part in the loop before __init__, which is called only if the coroutine suspends.
@@ -61,8 +112,10 @@ else:
             else:
                 _current_tasks[loop] = outer
         requests = task.cancelling()
-        rest = _rest(coro, awaited)
+        rest: Coroutine[Any, Any, T] = _rest(coro, awaited)
         rest.send(None)
+        if clock is not None:
+            rest = Timed(rest, clock)
         task.__init__(rest, loop=loop, context=context)  # type: ignore[misc]  # see above
         for _ in range(requests):
             task.cancel()

@@ -44,6 +44,7 @@ from gateway.channel import (
 )
 from gateway.config import Config
 from gateway.config.values import HostPort
+from gateway.decision import merge_decisions, parse_query
 from gateway.errors import GatewayError
 
 EXIT_OK = 0
@@ -64,6 +65,8 @@ _DRAIN_GRACE_S = 10.0
 # After a second signal, for a worker to end by itself.
 _GIVE_UP_S = 1.0
 _STATUS_TIMEOUT_S = 2.0
+# Many records are serialised between mail and mail.
+_DECISIONS_TIMEOUT_S = 5.0
 # The admin port waits for the first worker, so that loading aiohttp does not slow its start, but not for long.
 _ADMIN_WAITS_S = 1.0
 
@@ -473,24 +476,35 @@ class Supervisor:
 
     async def status(self) -> Mapping[str, object]:
         """What each worker answers now."""
-        workers = [self._workers[number] for number in self._numbers if number in self._workers]
-        async with asyncio.TaskGroup() as group:
-            asked = [group.create_task(self._ask(worker)) for worker in workers]
         return {
             "version": __version__,
             "config_file": self._config_path,
             "draining": self._exit_code is not None,
-            "workers": [task.result() for task in asked],
+            "workers": await self._ask_all("status", None, _STATUS_TIMEOUT_S),
         }
 
-    async def _ask(self, worker: _Worker) -> Mapping[str, Json]:
-        answer: dict[str, Json] = {"worker": worker.number, "pid": worker.pid}
-        if worker.channel is None:
-            return answer | {"error": "not connected"}
-        try:
-            return answer | {"status": await worker.channel.request("status", timeout_s=_STATUS_TIMEOUT_S)}
-        except ChannelError as exc:
-            return answer | {"error": str(exc)}
+    async def decisions(self, query: Mapping[str, str]) -> Mapping[str, object]:
+        """The decision records of all workers, the newest first; a worker that did not answer stands in `errors`."""
+        _, limit = parse_query(query)
+        answers = await self._ask_all("decisions", dict(query), _DECISIONS_TIMEOUT_S)
+        return merge_decisions(answers, limit)
+
+    async def _ask_all(self, name: str, argument: Json, timeout_s: float) -> list[dict[str, Json]]:
+        """What each worker answers, by `name`, or its `error`."""
+        workers = [self._workers[number] for number in self._numbers if number in self._workers]
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(_ask(worker, name, argument, timeout_s)) for worker in workers]
+        return [task.result() for task in asked]
+
+
+async def _ask(worker: _Worker, name: str, argument: Json, timeout_s: float) -> dict[str, Json]:
+    answer: dict[str, Json] = {"worker": worker.number, "pid": worker.pid}
+    if worker.channel is None:
+        return answer | {"error": "not connected"}
+    try:
+        return answer | {name: await worker.channel.request(name, argument, timeout_s=timeout_s)}
+    except ChannelError as exc:
+        return answer | {"error": str(exc)}
 
 
 def _restart_delay_s(deaths: int) -> float:

@@ -6,7 +6,8 @@ There is no ACCEPT: a policy that could make others be skipped is how open relay
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
@@ -97,6 +98,44 @@ class RemoveFields:
 
 
 HeaderEdit = AddField | RemoveFields
+
+_ONCE = "stands at most once in a message (RFC 5322 3.6); a second one means what each reader likes"
+_STRUCTURE = "says how the message is to be read (RFC 2045 3)"
+_TRACE = "says which way the message came; only who handed it on may say that"
+_ENGINE = "is written by the engine"
+# What no policy may put above a message, and why. A name that ends in "-" stands for all that begin so.
+_NOT_ADDED = {
+    **dict.fromkeys(("from", "sender", "reply-to", "to", "cc", "bcc", "subject", "date"), _ONCE),
+    **dict.fromkeys(("message-id", "in-reply-to", "references"), _ONCE),
+    **dict.fromkeys(("mime-version", "content-"), _STRUCTURE),
+    **dict.fromkeys(("received", "return-path", "resent-"), _TRACE),
+    **dict.fromkeys(("dkim-signature", "arc-"), "is a signature, and no policy signs"),
+    "authentication-results": _ENGINE,
+}
+# What a policy may take out, and why it breaks no promise: all else leaves as it came (DESIGN.md section 1),
+# since a signature of the sender's may cover it.
+_REMOVED = {
+    "received-spf": "a trace field of another host's check (RFC 7208 9.1), which reads as if it were ours",
+    "x-mxgate-": "names that are ours: what comes in with one is forged",
+}
+
+
+def forbidden(edit: HeaderEdit, reserved: AbstractSet[str] = frozenset()) -> str:
+    """Why a policy may not make this edit, "" when it may. `reserved`: lower-case names of the engine's own fields."""
+    name = edit.name.lower()
+    if name in reserved:
+        why = _ENGINE
+    elif isinstance(edit, AddField):
+        why = _entry(_NOT_ADDED, name)
+    else:
+        why = "" if _entry(_REMOVED, name) else "leaves as it came"
+    return f"{edit.name} {why}" if why else ""
+
+
+def _entry(table: Mapping[str, str], name: str) -> str:
+    """What the table says of a name, "" when nothing."""
+    entries = (why for key, why in table.items() if name == key or (key[-1] == "-" and name.startswith(key)))
+    return next(entries, "")
 
 
 @dataclass(frozen=True, slots=True)

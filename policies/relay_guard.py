@@ -1,8 +1,8 @@
 """relay_guard: mail is taken for our own domains only (RFC 5321 3.6.1, 7.8); the one policy that cannot be absent.
 
 Who may send where: everybody to the domains of `[relay] domains` and `domains_file`; clients of
-`trusted_networks` and authenticated ones anywhere. With a `recipients_file`, only the recipients listed there exist
-(postmaster always does, RFC 5321 4.5.1).
+`trusted_networks` and authenticated ones anywhere, but for an address behind which a balancer hides its clients (4xx).
+With a `recipients_file`, only the recipients listed there exist (postmaster always does, RFC 5321 4.5.1).
 
 The final domain is what RFC 5321 parsing gives. Sender-specified routing in the local part (`a%b@ours`, `b!a@ours`,
 `"a@b"@ours`, RFC 5321 F.2) is refused from strangers: a downstream that still obeys it would relay on our word.
@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from gateway.api import (
     AddressError,
+    AddressSource,
     Domain,
     Mailbox,
     OnError,
@@ -30,6 +31,7 @@ from gateway.api import (
     Transaction,
     Trust,
     Verdict,
+    defer,
     parse_forward_path,
     proceed,
     reject,
@@ -39,6 +41,7 @@ T = TypeVar("T")
 
 RELAYING_DENIED = Reply(550, "5.7.1", "Relaying denied")
 ROUTING_DENIED = Reply(550, "5.7.1", "Sender-specified routing is not accepted")
+CLIENT_HIDDEN = Reply(451, "4.7.1", "Relaying is not possible now, the gateway cannot tell its clients apart")
 NO_SUCH_RECIPIENT = Reply(550, "5.1.1", "No such recipient here")
 
 _ROUTING_CHARACTERS = frozenset("%!@")
@@ -89,12 +92,19 @@ class RelayGuard(Policy[RelayGuardSettings]):
         mailbox = rcpt.mailbox
         if self._domains.refresh():
             self._take_domains()
-        if tx.session.trust is not _UNTRUSTED:
-            return proceed()
+        session = tx.session
+        is_hidden = False
+        if session.trust is not _UNTRUSTED:
+            # An address that hides its clients is nobody's: to trust it would be to trust everybody.
+            is_hidden = session.trust is Trust.TRUSTED and session.address_source is AddressSource.HIDDEN
+            if not is_hidden:
+                return proceed()
         # RFC 5321 4.1.1.3: <postmaster> without a domain is ours
         if mailbox.domain is None:
             return proceed()
         if not self.is_ours(mailbox.domain):
+            if is_hidden:
+                return defer("client_hidden", CLIENT_HIDDEN)
             return reject("relaying_denied", RELAYING_DENIED)
         if not _ROUTING_CHARACTERS.isdisjoint(mailbox.local_value):
             return reject("routing", ROUTING_DENIED)

@@ -1,8 +1,8 @@
 """A gateway of one supervisor and fake workers, as a program: `python fake_worker.py BEHAVIOUR [KEY=VALUE...]`.
 
-A fake worker greets each connection with its pid and obeys one word, `die`, `refuse`, `garble` or `lose-downstream`,
-or waits for the client to go. It drains as a worker should: it accepts nothing more, and ends after its last
-connection.
+A fake worker greets each connection with its pid and obeys one word, `die`, `refuse`, `garble`, `refuse-mail` or
+`lose-downstream`, or waits for the client to go. It drains as a worker should: it accepts nothing more, and ends after
+its last connection.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
+from ipaddress import ip_address
 from pathlib import Path
 
 from gateway import supervisor
@@ -28,6 +30,11 @@ from gateway.channel import (
     open_channel,
 )
 from gateway.config import Config, load
+from gateway.decision import Decision, DecisionRing, DecisionsAnswer
+from gateway.session import Envelope, Session
+from gateway.smtp import reply
+from gateway.smtp.address import Domain, Mailbox
+from gateway.verdict import Stage
 
 Sockets = Sequence[socket.socket]
 
@@ -56,6 +63,7 @@ class FakeWorker:
         metrics.counters("mxgate_fakes_total", "Fake workers that started").labels().inc()
         metrics.gauges("mxgate_fakes", "Fake workers").labels().set(1)
         self._is_downstream_up = True
+        self._decided = DecisionRing()
         self._say_how_it_is()
         self._push()
         await self._ended.wait()
@@ -90,6 +98,8 @@ class FakeWorker:
             case b"lose-downstream\n":
                 self._is_downstream_up = False
                 self._say_how_it_is()
+            case b"refuse-mail\n":
+                self._decided.add(_refused())
             case b"garble\n":
                 transport = self._channel._transport
                 assert transport is not None
@@ -107,6 +117,11 @@ class FakeWorker:
                 self._drain()
             case Request(name="status") if self._behaviour != "never-answers":
                 self._channel.send(Response(message.id, dict(self._facts)))  # type: ignore[arg-type]  # JSON
+            case Request(name="decisions", argument=dict(query)) if self._behaviour != "never-answers":
+                answer = DecisionsAnswer(self._decided, query)
+                while not answer.step():
+                    pass
+                self._channel.send(Response(message.id, answer.result))
             case _:
                 pass
 
@@ -151,6 +166,26 @@ def run_worker(
             return asyncio.run(FakeWorker(behaviour).run(listening, channel))
 
 
+def _refused() -> Decision:
+    """A record whose number is its time in milliseconds."""
+    now = time.time()
+    session = Session(f"s{os.getpid()}", ip_address("192.0.2.7"), 1)
+    mail_from = Mailbox("you", Domain("example.net"))
+    return Decision(
+        id=f"s{os.getpid()}-{now * 1000:.0f}",
+        time=now,
+        session=session,
+        envelope=Envelope(mail_from),
+        rcpts=(),
+        action="rejected",
+        stage=Stage.EOM,
+        reply=reply.TOO_MANY_HOPS,
+        policy="",
+        reason="hops",
+        duration_s=0.01,
+    )
+
+
 def _earlier_starts(config: Config) -> int:
     assert config.server.spool_dir is not None
     count = len(list(config.server.spool_dir.iterdir()))
@@ -163,6 +198,7 @@ if __name__ == "__main__":
     config = load(Path(file), environ={}, overrides=overrides)
     server = config.server.model_copy(update={"workers": int(workers)})
     supervisor._DRAIN_GRACE_S = 0.2
+    supervisor._DECISIONS_TIMEOUT_S = 0.5 if behaviour == "never-answers" else 60
     if behaviour == "falls-silent":
         supervisor._SILENCE_S = 0.5
     sys.exit(

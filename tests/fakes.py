@@ -9,9 +9,11 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
-from gateway.pipeline import RECIPIENT, Pipeline, Step
+from gateway.pipeline import Pipeline
+from gateway.plan import RECIPIENT, Step
 from gateway.policy import NoSettings, OnError, Outcome, Policy
 from gateway.relaying import Content, Delivery, Offer
 from gateway.services import Services
@@ -187,7 +189,10 @@ class FakeRelay:
         self.delivery = Delivery(STORED, stored=True)
         self.error: Exception | None = None  # raised by deliver: a defect
         self.asked: list[tuple[str, ...]] = []
+        self.last: list[float] = []  # until when each call may take
         self.delivered: list[Delivered] = []
+        self.delivered_to: list[str] = []  # the route that each call was given
+        self.deliveries: dict[str, Delivery] = {}  # by that route, else `delivery`
         self.cancelled: list[str] = []
         self.called = asyncio.Event()
         self.verify_gate: asyncio.Event | None = None
@@ -209,22 +214,25 @@ class FakeRelay:
         return {}
 
     async def verify(
-        self, session: Session, envelope: Envelope, rcpts: Sequence[Recipient]
+        self, session: Session, envelope: Envelope, rcpts: Sequence[Recipient], last: float = inf
     ) -> Sequence[Reply]:
+        self.last.append(last)
         names = tuple(str(r.mailbox) for r in rcpts)
         self.asked.append(names)
         await self._pass("verify", self.verify_gate)
         return [self.words.get(name, reply.RECIPIENT_OK) for name in names]
 
-    async def deliver(self, tx: Transaction, content: Content) -> Delivery:
+    async def deliver(self, tx: Transaction, content: Content, route: str = "") -> Delivery:
+        self.delivered_to.append(route)
         await self._pass("deliver", self.deliver_gate)
         if self.error is not None:
             raise self.error
         rest = b"".join(content.blocks())
         delivered = Delivered(tx, content.prefix, rest, content.is_stuffed, content.size_bytes)
-        if self.delivery.stored:
+        delivery = self.deliveries.get(route, self.delivery)
+        if delivery.stored:
             self.delivered.append(delivered)
-        return self.delivery
+        return delivery
 
     async def _pass(self, call: str, gate: asyncio.Event | None) -> None:
         self.called.set()
@@ -280,6 +288,7 @@ class SaysBehind(Says):
     after = (RECIPIENT,)
 
 
-def pipeline_of(services: Services, *policies: Policy[Any]) -> Pipeline:
+def pipeline_of(services: Services, *policies: Policy[Any] | Step, **keys: Any) -> Pipeline:
     """A pipeline of these policies with generous deadlines; mail goes on without one that fails."""
-    return Pipeline([Step(policy, 10, OnError.CONTINUE) for policy in policies], services)
+    steps = [each if isinstance(each, Step) else Step(each, 10, OnError.CONTINUE) for each in policies]
+    return Pipeline(steps, services, **keys)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 from gateway.adapters.metrics import ProcessMetrics
 from gateway.adapters.relay import HostSettings, RouteSettings, TlsMode
 from gateway.adapters.relay.settings import Identity, Protocol
-from gateway.app import Worker, relay_settings, server_settings
-from gateway.channel import Json, Message, MetricsPush, State
+from gateway.app import Worker, gatekeeper_settings, listener_settings, relay_settings, server_settings
+from gateway.channel import Json, Message, MetricsPush, Request, Response, State
 from gateway.config import load
+from tests.decision.records import decision
 from tests.fakes import FakeLog
 
 CONFIG = """\
@@ -67,7 +69,7 @@ class FakeChannel:
 
     def __init__(self) -> None:
         self.is_writable = True
-        self.sent: list[Message] = []
+        self.sent: list[Any] = []
 
     def send(self, message: Message) -> None:
         self.sent.append(message)
@@ -114,6 +116,29 @@ async def test_the_relays_state_goes_to_the_supervisor_with_a_push_when_it_chang
     assert push() == []
 
 
+async def test_decisions_are_answered_between_mail_and_mail(tmp_path: Path) -> None:
+    path = tmp_path / "mxgate.toml"
+    path.write_text(CONFIG)
+    worker: Any = Worker(load(path, environ={}), (), FakeLog(), ProcessMetrics())
+    channel = worker._channel = FakeChannel()
+    for number in range(1, 41):
+        worker._decisions.add(decision(number))
+
+    worker._on_message(Request(1, "decisions", {"limit": 40}))
+    assert channel.sent == []  # other work of the loop comes first
+    for _ in range(10):
+        await asyncio.sleep(0)
+    worker._on_message(Request(2, "decisions", {"tx": "1m80vxzckjnp007-7"}))
+    worker._on_message(Request(3, "decisions", {"limit": 0}))
+    worker._on_message(Request(4, "decisions", {"limit": 1}))
+    many, one, bad, latest = channel.sent
+    assert [record["tx"][-3:] for record in many.result["decisions"][:2]] == ["-40", "-39"]
+    assert (many.id, len(many.result["decisions"]), many.result["truncated"]) == (1, 40, False)
+    assert (one.id, [record["tx"] for record in one.result["decisions"]]) == (2, ["1m80vxzckjnp007-7"])
+    assert bad == Response(3, error="limit '0' is not in 1..1000")
+    assert latest.result["truncated"]
+
+
 def test_a_transaction_has_one_recipient_where_all_routes_are_lmtp(tmp_path: Path) -> None:
     path = tmp_path / "mxgate.toml"
     path.write_text(CONFIG)
@@ -134,3 +159,45 @@ def test_clients_learn_that_recipients_of_several_routes_do_not_go_together(tmp_
 
     assert both.has_recipient_groups
     assert not server_settings(load(path, environ={})).has_recipient_groups
+
+
+def test_a_route_for_quarantine_parts_no_recipients_and_overrides_do(tmp_path: Path) -> None:
+    path = tmp_path / "mxgate.toml"
+    text = CONFIG.partition("[[relay.routes]]")[0] + (
+        '[[relay.routes]]\ndownstream = ["192.0.2.1:25"]\n'
+        '[[relay.routes]]\nname = "jail"\ndomains = []\ndownstream = ["192.0.2.2:25"]\n'
+        '[quarantine]\nroute = "jail"\nheader = "X-Jail"\n'
+    )
+    path.write_text(text)
+    config = load(path, environ={})
+
+    assert not server_settings(config).has_recipient_groups
+    assert server_settings(config, has_groups=True).has_recipient_groups
+    settings = gatekeeper_settings(config)
+    assert (settings.quarantine_route, settings.quarantine_header) == ("jail", "X-Jail")
+
+
+def test_the_listener_learns_who_the_balancers_are_and_how_often_a_client_may_come(tmp_path: Path) -> None:
+    path = tmp_path / "mxgate.toml"
+    keys = (
+        "server.proxy_protocol_from = ['10.0.0.0/28', '2001:db8::/64']\n"
+        "server.max_new_connections_per_client_per_minute = 30\n"
+    )
+    path.write_text(keys + CONFIG)
+    settings = listener_settings(load(path, environ={}))
+
+    assert [str(network) for network in settings.proxy_protocol_from] == ["10.0.0.0/28", "2001:db8::/64"]
+    assert settings.max_new_connections_per_client_per_minute == 30
+
+
+def test_a_balancer_that_hides_its_clients_is_told_to_the_supervisor(tmp_path: Path) -> None:
+    class FakeListener:
+        def state(self) -> dict[str, str]:
+            return {"hidden_by": "10.0.0.1"}
+
+    path = tmp_path / "mxgate.toml"
+    path.write_text(CONFIG)
+    worker: Any = Worker(load(path, environ={}), (), FakeLog(), ProcessMetrics())
+    worker._listener = FakeListener()
+
+    assert worker._detail() == {"clients": {"hidden_by": "10.0.0.1"}}

@@ -174,6 +174,68 @@ def test_schema_and_reference_are_printed() -> None:
     assert run("config", "docs").stdout.startswith("# Configuration\n")
 
 
+def test_plan_says_who_runs_when(file: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from gateway.api import Policy\n"
+        "class Own(Policy):\n"
+        "    name = 'own'\n"
+        "    requires = ('relay_guard',)\n"
+        "    after = ('recipient',)\n"
+        "    async def on_rcpt(self, tx, rcpt): ...\n"
+        "    def on_header(self, tx): ...\n"
+    )
+    with file.open("a") as config:
+        config.write(
+            f"[policy.own]\nfile = '{own}'\nmode = 'observe'\nexempt = ['192.0.2.0/24', 'trusted']\n"
+            "domains.'example.org' = { mode = 'enforce' }\ndomains.'.example.org'.mode = 'off'\n"
+        )
+
+    result = run("plan", "--config", str(file))
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    guard, *lines = result.stdout.splitlines()
+    assert guard.startswith("relay_guard  enforce, 10 s, on_error defer, from mxgate ")
+    assert lines == [
+        f"own          observe, 10 s, on_error continue, from {own}",
+        "             requires relay_guard",
+        "             after recipient",
+        "             exempt 192.0.2.0/24, trusted",
+        "             example.org: enforce",
+        "             .example.org: off",
+        "",
+        "connect  20 s",
+        "ehlo     20 s",
+        "mail     20 s",
+        "rcpt     20 s  relay_guard > recipient > own",
+        "eom      25 s  own",
+    ]
+    plan = json.loads(run("plan", "--json", "--config", str(file)).stdout)
+    assert plan["stages"]["rcpt"] == {"budget_s": 20.0, "ranks": [["relay_guard"], ["recipient"], ["own"]]}
+    assert plan["policies"][1] == {
+        "name": "own",
+        "source": str(own),
+        "mode": "observe",
+        "timeout_s": 10.0,
+        "on_error": "continue",
+        "stages": ["rcpt", "eom"],
+        "requires": ["relay_guard"],
+        "after": ["recipient"],
+        "exempt": ["192.0.2.0/24", "trusted"],
+        "domains": {"example.org": "enforce", ".example.org": "off"},
+    }
+
+
+def test_plan_of_a_configuration_that_cannot_be_used_is_78(file: Path) -> None:
+    with file.open("a") as config:
+        config.write("[policy.own]\n")
+
+    result = run("plan", "--config", str(file))
+
+    assert result.exit_code == 78
+    assert "policy own is not installed" in result.stderr
+
+
 def test_version_names_the_policies_that_are_installed() -> None:
     assert run("version").stdout.startswith(f"mxgate {__version__} (Python 3.")
     found = json.loads(run("version", "--json").stdout)
@@ -190,7 +252,18 @@ def test_wrong_usage_is_64(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "serve", "check-config", "config", "config show", "config schema", "config docs", "version", "demo"],
+    [
+        "",
+        "serve",
+        "check-config",
+        "config",
+        "config show",
+        "config schema",
+        "config docs",
+        "plan",
+        "version",
+        "demo",
+    ],
 )
 def test_every_command_has_help(command: str) -> None:
     result = run(*command.split(), "--help")

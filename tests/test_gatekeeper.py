@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import replace
 from io import FileIO
 from ipaddress import ip_address, ip_network
@@ -11,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from gateway.gatekeeper import Answer, Conversation, Gatekeeper, GatekeeperSettings, RcptAnswers
+from gateway.decision import Decision, DecisionRing, RcptAnswer
+from gateway.gatekeeper import Answer, GatekeeperSettings, RcptAnswers
 from gateway.mail.body import Spool
-from gateway.policy import Outcome, Policy
+from gateway.policy import Outcome
 from gateway.relaying import Delivery, Offer
-from gateway.session import Envelope, Recipient, TlsInfo, Trust
+from gateway.session import Envelope, Trust
 from gateway.smtp import reply
-from gateway.smtp.address import parse_forward_path, parse_reverse_path
 from gateway.smtp.command import Extension
 from gateway.smtp.content import Fault, stuff
 from gateway.smtp.reply import Reply
@@ -33,91 +32,22 @@ from gateway.verdict import (
     quarantine,
     reject,
 )
-from tests.fakes import STORED, FakeRelay, FakeServices, Says, SaysBehind, pipeline_of
-
-CLIENT = ip_address("192.0.2.1")
-TLS = TlsInfo("TLSv1.3", "TLS_AES_128_GCM_SHA256")
-LATER = Reply(450, "4.7.1", "Later")
-NEVER = Reply(550, "5.7.1", "Never")
-UNKNOWN = Reply(550, "5.1.1", "Who is that?")
-MESSAGE = b"From: a@client.example\r\nSubject: x\r\n\r\n.dot\r\nbody\r\n"
-RECEIVED = (
-    b"Received: from client.example ([192.0.2.1])\r\n"
-    b"\tby mx.example.org with ESMTP id T1-1\r\n"
-    b"\tfor <b@example.org>;\r\n"
-    b"\tTue, 14 Nov 2023 22:13:20 +0000\r\n"
+from tests.fakes import STORED, Says, SaysBehind
+from tests.world import (
+    CLIENT,
+    EARLY,
+    LATER,
+    MESSAGE,
+    NEVER,
+    RECEIVED,
+    TLS,
+    UNKNOWN,
+    World,
+    envelope,
+    rcpt,
+    send,
+    started,
 )
-EARLY = [Stage.CONNECT, Stage.EHLO, Stage.MAIL]
-
-
-def rcpt(text: str) -> Recipient:
-    return Recipient(parse_forward_path(f"<{text}>", smtputf8=True))
-
-
-def envelope(mail_from: str = "a@client.example") -> Envelope:
-    return Envelope(parse_reverse_path(f"<{mail_from}>", smtputf8=True))
-
-
-class World:
-    """A gatekeeper with everything around it; its methods play a client's part."""
-
-    def __init__(
-        self, *policies: Policy[Any], settings: GatekeeperSettings | None = None, spool: Spool | None = None
-    ) -> None:
-        self.services = FakeServices()
-        self.relay = FakeRelay()
-        self.spool = spool or Spool(memory_bytes=1000)
-        settings = settings or GatekeeperSettings("mx.example.org")
-        ids = iter(["T1", "T2", "T3"])
-        pipeline = pipeline_of(self.services, *policies)
-        self.gate = Gatekeeper(settings, pipeline, self.relay, self.spool, self.services, lambda: next(ids))
-
-    @property
-    def lines(self) -> list[tuple[str, dict[str, Any]]]:
-        return [(line.event, line.keys) for line in self.services.log.of("info")]
-
-    def count(self, name: str) -> dict[str, float]:
-        return {key[0]: value for key, value in self.services.metrics.of(f"mxgate_{name}_total").items()}
-
-    async def greet(self) -> Conversation:
-        talk = self.gate.open(CLIENT, 1234)
-        assert await talk.connect() is None
-        assert await talk.ehlo("client.example", esmtp=True) is None
-        return talk
-
-    async def mail(self) -> Conversation:
-        talk = await self.greet()
-        assert await talk.mail(envelope()) == Answer(reply.SENDER_OK)
-        return talk
-
-    async def rcpt(self, *rcpts: str) -> Conversation:
-        talk = await self.mail()
-        answers = await talk.rcpt([rcpt(r) for r in rcpts or ["b@example.org"]])
-        assert any(r.is_positive for r in answers.replies)
-        return talk
-
-    async def content(self, message: bytes = MESSAGE, *, is_stuffed: bool = True) -> Conversation:
-        talk = await self.rcpt()
-        send(talk, message, is_stuffed=is_stuffed)
-        return talk
-
-    async def message(self, message: bytes = MESSAGE, *, is_stuffed: bool = True) -> Answer:
-        return await (await self.content(message, is_stuffed=is_stuffed)).eom(None)
-
-
-def send(talk: Conversation, message: bytes = MESSAGE, *, is_stuffed: bool = True) -> None:
-    talk.begin_content(is_stuffed=is_stuffed)
-    wire = stuff(message) if is_stuffed else message
-    for at in range(0, len(wire), 7):
-        talk.content(wire[at : at + 7])
-
-
-async def started(coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    """The coroutine as a task that has come as far as it can."""
-    task = asyncio.ensure_future(coro)
-    for _ in range(5):
-        await asyncio.sleep(0)
-    return task
 
 
 async def cancel(task: asyncio.Task[Any]) -> None:
@@ -666,15 +596,14 @@ async def test_a_forged_quarantine_field_is_removed_from_a_good_message_too() ->
 
 
 async def test_edits_are_applied_once_in_order_above_our_received() -> None:
-    first = Says({Stage.EOM: proceed(edits=[AddField("X-A", "1"), RemoveFields("SUBJECT")])})
+    first = Says({Stage.EOM: proceed(edits=[AddField("X-A", "1"), RemoveFields("RECEIVED-SPF")])})
     second = SaysBehind({Stage.EOM: proceed(edits=[AddField("X-B", "2")])})
     world = World(first, second)
 
-    await world.message(b"X-A: kept\r\n" + MESSAGE)
+    await world.message(b"X-A: kept\r\nReceived-Spf: pass\r\n" + MESSAGE)
 
     (delivered,) = world.relay.delivered
-    body = b"X-A: kept\r\nFrom: a@client.example\r\n\r\n.dot\r\nbody\r\n"
-    assert delivered.message == b"X-A: 1\r\nX-B: 2\r\n" + RECEIVED + body
+    assert delivered.message == b"X-A: 1\r\nX-B: 2\r\n" + RECEIVED + b"X-A: kept\r\n" + MESSAGE
 
 
 async def test_what_early_stages_found_counts_for_every_transaction_behind_them() -> None:
@@ -751,6 +680,26 @@ async def test_refusals_stay_the_outcome_when_the_client_gives_up() -> None:
     ((event, keys),) = world.lines
     assert (event, keys["code"], keys["reason"]) == ("transaction.refused", 550, "downstream")
     assert keys["rcpts"] == ["b@example.org"]
+
+
+@pytest.mark.parametrize(
+    ("words", "action"),
+    [([UNKNOWN], "rejected"), ([UNKNOWN, LATER], "deferred"), ([LATER, UNKNOWN], "rejected")],
+)
+async def test_a_transaction_whose_recipients_were_all_refused_ends_as_the_last_of_them(
+    words: list[Reply], action: str
+) -> None:
+    world = World()
+    world.relay.words = {f"u{at}@example.org": word for at, word in enumerate(words)}
+    talk = await world.mail()
+    for name in world.relay.words:
+        await talk.rcpt([rcpt(name)])
+
+    talk.reset()
+
+    ((event, keys),) = world.lines
+    assert (event, keys["action"], keys["code"]) == ("transaction.refused", action, words[-1].code)
+    assert world.count("transactions") == {action: 1}
 
 
 async def test_refusals_are_not_the_outcome_once_content_came() -> None:
@@ -899,3 +848,86 @@ async def test_there_is_no_outcome_to_tell_when_nobody_wants_it() -> None:
     await talk.eom(None)
 
     assert talk.outcome() is None
+
+
+# --- records of decisions -----------------------------------------------------------------------------------
+
+
+async def test_a_message_leaves_a_record_of_who_said_what() -> None:
+    ring = DecisionRing()
+    early = AuthResult("spf", Result.PASS)
+    says = Says({Stage.EHLO: proceed(results=[early]), "p@example.org": reject("listed", NEVER)})
+    world = World(says, decisions=ring)
+    world.relay.words = {"u@example.org": UNKNOWN}
+    talk = await world.rcpt("b@example.org", "p@example.org", "u@example.org")
+    world.services.clock.advance(2)
+    send(talk)
+
+    await talk.eom(None)
+
+    (record,) = ring.latest(9)
+    b, p, u = (rcpt(f"{name}@example.org") for name in "bpu")
+    assert record == Decision(
+        id="T1-1",
+        time=world.services.clock.now(),
+        session=talk.session,
+        envelope=replace(envelope(), rcpts=(b,)),
+        rcpts=[
+            RcptAnswer(b, reply.RECIPIENT_OK, "", "downstream"),
+            RcptAnswer(p, NEVER, "says", "listed"),
+            RcptAnswer(u, UNKNOWN, "", "downstream"),
+        ],
+        action="accepted",
+        stage=Stage.EOM,
+        reply=STORED,
+        policy="",
+        reason="",
+        duration_s=2,
+        judged=record.judged,
+        results=(early,),
+        delivered=True,
+        route="main",
+        header=b"From: a@client.example\r\nSubject: x\r\n",
+        size_bytes=len(stuff(MESSAGE)),
+    )
+    assert [(judged.stage, judged.rcpt, judged.verdict.action.label) for judged in record.judged] == [
+        (Stage.CONNECT, None, "continue"),
+        (Stage.EHLO, None, "continue"),
+        (Stage.MAIL, None, "continue"),
+        (Stage.RCPT, b, "continue"),
+        (Stage.RCPT, p, "reject"),
+        (Stage.RCPT, u, "continue"),
+        (Stage.EOM, None, "continue"),
+    ]
+
+
+async def test_each_transaction_has_a_record_with_what_its_session_was_told() -> None:
+    ring = DecisionRing()
+    world = World(Says({Stage.EOM: defer("grey", LATER)}), decisions=ring)
+    talk = await world.greet()
+    for _ in range(2):
+        await talk.mail(envelope())
+        await talk.rcpt([rcpt("b@example.org")])
+        send(talk)
+        await talk.eom(None)
+    await talk.mail(envelope())
+    await talk.rcpt([rcpt("b@example.org")])
+    talk.reset()
+    talk.tls_started(TLS)
+    await talk.mail(envelope())
+    await talk.rcpt([rcpt("b@example.org")])
+    talk.reset()
+
+    records = [*ring.latest(9)][::-1]
+
+    assert [(r.id, r.action, r.policy, r.reason) for r in records] == [
+        ("T1-1", "deferred", "says", "grey"),
+        ("T1-2", "deferred", "says", "grey"),
+        ("T1-3", "aborted", "", "client"),
+        ("T1-4", "aborted", "", "client"),
+    ]
+    stages = [[judged.stage for judged in record.judged] for record in records]
+    assert stages[0] == stages[1] == [*Stage]
+    assert stages[2] == [*Stage][:-1]
+    assert stages[3] == [Stage.CONNECT, Stage.MAIL, Stage.RCPT], "what was said before TLS is forgotten"
+    assert records[2].reply is None

@@ -10,18 +10,10 @@ from typing import Any
 
 import pytest
 
-from gateway.pipeline import (
-    GUARD,
-    PROCEED,
-    RECIPIENT,
-    STAGE_BUDGET_S,
-    Decided,
-    Pipeline,
-    PlanError,
-    Step,
-    rank_of,
-)
-from gateway.policy import NoSettings, OnError, Outcome, Policy
+from gateway.decision import Judged
+from gateway.pipeline import PROCEED, STAGE_BUDGET_S, Decided, Pipeline
+from gateway.plan import GUARD, RECIPIENT, PlanError, Step, rank_of
+from gateway.policy import Mode, NoSettings, OnError, Outcome, Policy
 from gateway.session import Envelope, Recipient, Session, Transaction
 from gateway.smtp import reply
 from gateway.smtp.address import parse_forward_path
@@ -339,7 +331,7 @@ async def test_the_strictest_verdict_of_a_rank_wins_and_names_its_policy(service
 
 
 async def test_findings_are_merged_in_the_plans_order_whoever_is_ready_first(services: FakeServices) -> None:
-    first, second = AddField("X-First", "1"), RemoveFields("X-Second")
+    first, second = AddField("X-First", "1"), RemoveFields("Received-SPF")
     dkim = AuthResult("dkim", Result.NONE)
     pipeline = Pipeline(
         [
@@ -350,6 +342,41 @@ async def test_findings_are_merged_in_the_plans_order_whoever_is_ready_first(ser
     )
 
     assert (await pipeline.eom(TX)).verdict == proceed(results=[SPF, dkim], edits=[first, second])
+
+
+@pytest.mark.parametrize("stage", [Stage.MAIL, Stage.RCPT, Stage.EOM])
+async def test_a_rank_knows_what_the_ranks_before_it_found_and_no_more(
+    services: FakeServices, stage: Stage
+) -> None:
+    known: dict[str, tuple[AuthResult, ...]] = {}
+    dkim = AuthResult("dkim", Result.NONE)
+
+    def knows(name: str, *after: str) -> Step:
+        async def hook(self: object, tx: Transaction, *rcpt: Recipient) -> Verdict:
+            known[name] = tx.results
+            return proceed()
+
+        body = {"name": name, "after": after, f"on_{stage}": hook}
+        made: type[Policy[NoSettings]] = type(name, (Policy,), body)
+        return Step(made(NoSettings(), services), 1, OnError.DEFER)
+
+    pipeline = Pipeline(
+        [
+            policy("spf", say_later(proceed(results=[SPF])), stages=[stage]),
+            policy(
+                "dkim",
+                say(quarantine("odd", results=[dkim]) if stage is Stage.EOM else proceed(results=[dkim])),
+                stages=[stage],
+            ),
+            knows("beside"),
+            knows("behind", "spf", "dkim"),
+        ],
+        services,
+    )
+
+    await run_stage(pipeline, stage)
+
+    assert known == {"beside": (), "behind": (SPF, dkim)}
 
 
 async def test_verdicts_are_counted_by_policy_stage_and_action(services: FakeServices) -> None:
@@ -370,6 +397,46 @@ async def test_verdicts_are_counted_by_policy_stage_and_action(services: FakeSer
         ("list", "mail", "reject"): 2,
         ("list", "eom", "reject"): 1,
     }
+
+
+async def test_the_time_to_each_verdict_is_observed(services: FakeServices) -> None:
+    async def quick() -> Verdict:
+        services.clock.advance(0.1)
+        return proceed()
+
+    async def slow() -> Verdict:
+        await asyncio.sleep(0)
+        services.clock.advance(0.3)
+        return proceed()
+
+    async def fails() -> Verdict:
+        services.clock.advance(0.2)
+        raise OSError("no")
+
+    await Pipeline([policy("quick", quick), policy("fails", fails), policy("slow", slow)], services).eom(TX)
+
+    seen = services.metrics.observed
+    name = "mxgate_policy_duration_seconds"
+    assert seen[name, "quick", "eom"] == pytest.approx([0.1])
+    assert seen[name, "fails", "eom"] == pytest.approx([0.2])
+    # it was called before the loop turned for the first time
+    assert seen[name, "slow", "eom"] == pytest.approx([0.3])
+
+
+async def test_what_policies_said_is_kept_where_somebody_asks(services: FakeServices) -> None:
+    observed = Step(policy("seen", say(reject("bad", NEVER))).policy, 10, OnError.DEFER, Mode.OBSERVE)
+    pipeline = Pipeline([observed, policy("fails", raise_at_once, stages=[Stage.EOM, Stage.RCPT])], services)
+    trail: list[Judged] = []
+
+    await pipeline.rcpt_before(TX, RCPT, trail=trail)
+    await pipeline.eom(TX, trail=trail)
+
+    failed = proceed(reason="policy_failed")
+    assert [judged._replace(duration_s=0) for judged in trail] == [
+        Judged("fails", Stage.RCPT, Mode.ENFORCE, failed, None, 0, "exception", RCPT),
+        Judged("seen", Stage.EOM, Mode.OBSERVE, proceed(), reject("bad", NEVER), 0, ""),
+        Judged("fails", Stage.EOM, Mode.ENFORCE, failed, None, 0, "exception"),
+    ]
 
 
 async def test_policies_that_do_not_suspend_cost_no_task(services: FakeServices) -> None:
@@ -717,6 +784,8 @@ async def test_a_policy_that_does_not_start_stops_the_start_and_those_before_it(
         await living(life, services, "start").start()
 
     assert life == ["start a", "start b", "stop a"]
+    (line,) = services.log.of("error")
+    assert (line.event, line.keys["policy"]) == ("policy.start_failed", "b")
 
 
 async def test_a_policy_that_does_not_stop_is_logged_and_the_others_stop(services: FakeServices) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from importlib.metadata import EntryPoints, distributions
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from gateway import plugins
 from gateway.config import Config, ConfigError, Mode, load
 from gateway.plugins import PluginError, installed, plan
 from gateway.policy import OnError
+from gateway.session import Trust
+from tests.fakes import FakeServices
 
 CONFIG = """\
 server.hostname = "mx.example.org"
@@ -229,6 +232,161 @@ def test_a_policy_needs_the_ones_that_it_requires(install: Install, tmp_path: Pa
     install("stranger", "dmarc", source, dmarc="Spf")
     (problem,) = refused(tmp_path)
     assert problem.endswith("policy.dmarc: needs policy dkim, which is off or not installed")
+
+
+def test_policies_that_wait_for_each_other_are_no_plan(install: Install, tmp_path: Path) -> None:
+    source = SPF + "    after = ('dkim',)\nclass Dkim(Spf):\n    name = 'dkim'\n    after = ('spf',)\n"
+    install("stranger", "circle", source, spf="Spf", dkim="Dkim")
+    (problem,) = refused(tmp_path)
+    assert problem.endswith("policy: policies wait for each other: dkim, spf")
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+def policy_file(directory: Path, source: str) -> Path:
+    path = directory / "own.py"
+    path.write_text(source)
+    return path
+
+
+OWN = SPF.replace('"spf"', '"own"')
+
+
+@pytest.mark.usefixtures("install")
+def test_a_policy_may_be_one_file(tmp_path: Path) -> None:
+    path = policy_file(tmp_path, "from __future__ import annotations\n" + OWN)
+    more = (
+        f"policy.own = {{ file = '{path}', settings = {{ on_fail = 'reject', limits = {{ terms = 3 }} }} }}"
+    )
+
+    planned = plan(config(tmp_path, more))[1]
+
+    assert (planned.name, planned.source, planned.policy.__name__) == ("own", str(path), "Spf")
+    assert "limits=Limits(terms=3)" in str(planned.settings)
+    assert not [*tmp_path.glob("__pycache__")], "nothing is written beside it"
+    # what is changed is what is loaded next
+    path.write_text(OWN.replace("timeout_s = 4.0", "timeout_s = 5.0"))
+    assert plan(config(tmp_path, more))[1].timeout_s == 5.0
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "import os\nraise OSError('no disk')\n",
+            "cannot load it from {path}: {path}:2: raise OSError('no disk'): OSError: no disk",
+        ),
+        ("def f(:\n", "cannot load it from {path}: {path}:1: def f(:: SyntaxError: invalid syntax"),
+        ("X = 1\n", "{path} must hold one subclass of Policy with name = 'own'; it holds none at all"),
+        (SPF, "{path} must hold one subclass of Policy with name = 'own'; it holds Spf"),
+        (
+            "from policies.relay_guard import RelayGuard\n",
+            "{path} must hold one subclass of Policy with name = 'own'; it holds none at all",
+        ),
+        (
+            OWN + "class Two(Spf): pass\n",
+            "{path} must hold one subclass of Policy with name = 'own'; it holds Spf, Two",
+        ),
+        (
+            "from gateway.api import Policy\nclass X(Policy):\n  name = 'own'\n  Settings = dict\n",
+            "Settings of X of {path} is not a dataclass",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("install")
+def test_a_file_that_cannot_be_used_is_told(tmp_path: Path, source: str, message: str) -> None:
+    path = policy_file(tmp_path, source)
+    (problem,) = refused(tmp_path, f"policy.own.file = '{path}'")
+    assert problem == f"mxgate.toml:5:1: policy.own: {message.format(path=path)}"
+
+
+@pytest.mark.usefixtures("install")
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    (problem,) = refused(tmp_path, "policy.own.file = '/nonexistent/own.py'")
+    assert "cannot load it from /nonexistent/own.py: " in problem
+    assert "No such file" in problem
+
+
+def test_a_file_does_not_take_an_installed_policys_place(install: Install, tmp_path: Path) -> None:
+    install("mxgate-spf", "spf", SPF, spf="Spf")
+    path = policy_file(tmp_path, SPF)
+    (problem,) = refused(tmp_path, f"policy.spf.file = '{path}'")
+    assert f"{path} and mxgate-spf 1.0 both offer a policy of this name; give yours another one" in problem
+
+
+def test_a_policy_of_a_file_and_one_of_a_distribution_may_require_each_other(
+    install: Install, tmp_path: Path
+) -> None:
+    install("mxgate-spf", "spf", SPF, spf="Spf")
+    path = policy_file(tmp_path, OWN + "    requires = ('spf',)\n")
+    more = f"policy.own.file = '{path}'\n"
+    assert [each.name for each in plan(config(tmp_path, more))] == ["relay_guard", "spf", "own"]
+    (problem,) = refused(tmp_path, more + "policy.spf.mode = 'off'")
+    assert problem.endswith("policy.own: needs policy spf, which is off or not installed")
+
+
+# --- modes, exemptions, domains -----------------------------------------------------------------------
+
+
+def test_a_dry_run_observes_all_but_the_guard(install: Install, tmp_path: Path) -> None:
+    install("mxgate-spf", "spf", SPF, spf="Spf")
+    more = "pipeline.observe = true\npolicy.spf.domains.'example.org'.mode = 'enforce'\n"
+    guard, spf = plan(config(tmp_path, more + "policy.spf.domains.'example.net'.mode = 'off'"))
+    assert (guard.mode, spf.mode) == (Mode.ENFORCE, Mode.OBSERVE)
+    assert [each.mode for each in spf.overrides] == [Mode.OBSERVE, Mode.OFF]
+
+
+def test_a_domain_has_the_policys_settings_but_for_its_own(install: Install, tmp_path: Path) -> None:
+    install(
+        "mxgate-spf", "spf", SPF.replace("terms: int = 10", "terms: int = 10\n    depth: int = 1"), spf="Spf"
+    )
+    more = """
+    [policy.spf]
+    exempt = ["192.0.2.0/24", "trusted"]
+    [policy.spf.settings]
+    on_fail = "reject"
+    limits = { terms = 3 }
+    [policy.spf.domains."example.org"]
+    mode = "observe"
+    settings = { limits = { depth = 5 } }
+    [policy.spf.domains.".example.org"]
+    settings = { on_fail = "continue" }
+    [policy.spf.domains."*"]
+    mode = "off"
+    """
+    spf = plan(config(tmp_path, more))[1]
+    one, below, rest = spf.overrides
+    assert (one.pattern, one.mode) == ("example.org", Mode.OBSERVE)
+    assert "OnFail.REJECT" in repr(one.settings)
+    assert "Limits(terms=3, depth=5)" in repr(one.settings)
+    assert (below.pattern, below.mode) == (".example.org", Mode.ENFORCE)
+    assert "OnFail.CONTINUE" in repr(below.settings)
+    assert (rest.pattern, rest.mode, rest.settings) == ("*", Mode.OFF, None)
+    step = spf.step(FakeServices())
+    assert step.exempt == (ip_network("192.0.2.0/24"), Trust.TRUSTED)
+    objects = [each.policy for each in step.overrides]
+    assert [policy and policy.settings for policy in objects] == [one.settings, below.settings, None]
+
+
+def test_settings_of_a_domain_are_validated_and_told_with_their_line(
+    install: Install, tmp_path: Path
+) -> None:
+    install("mxgate-spf", "spf", SPF, spf="Spf")
+    more = "[policy.spf.domains.'example.org'.settings]\non_fial = 'reject'\nlimits = { terms = 'x' }\n"
+    assert refused(tmp_path, more) == [
+        'mxgate.toml:7:12: policy.spf.domains."example.org".settings.limits.terms: must be a whole number',
+        'mxgate.toml:6:1: policy.spf.domains."example.org".settings.on_fial: unknown key; did you mean on_fail?',
+    ]
+
+
+def test_a_policy_that_is_off_is_loaded_for_the_domain_that_has_it(install: Install, tmp_path: Path) -> None:
+    install("mxgate-spf", "spf", SPF, spf="Spf")
+    more = "policy.spf = { mode = 'off', domains.'example.org'.mode = 'enforce' }"
+    spf = plan(config(tmp_path, more))[1]
+    assert (spf.mode, spf.overrides[0].mode) == (Mode.OFF, Mode.ENFORCE)
+    off = more.replace("enforce", "off")
+    assert [each.name for each in plan(config(tmp_path, off))] == ["relay_guard"]
 
 
 def test_the_built_in_policies_come_by_entry_point_as_all_others(tmp_path: Path) -> None:

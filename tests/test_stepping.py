@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from gateway.stepping import step
+from gateway.stepping import Timed, step
 
 PLACE = contextvars.ContextVar("PLACE", default="outside")
 
@@ -300,3 +300,53 @@ def test_leaves_nothing_behind(run: Run) -> None:
         assert tasks[0]() is None
 
     run(main)
+
+
+def test_measures_the_steps_behind_the_first(run: Run) -> None:
+    async def main() -> None:
+        now = 100.0
+
+        async def work() -> str:
+            nonlocal now
+            now += 7  # whoever steps can measure that
+            await asyncio.sleep(0)
+            now += 2
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                now += 3
+            await asyncio.sleep(0)
+            return "done"
+
+        stepped = step(work(), asyncio.get_running_loop(), lambda: now)
+        assert isinstance(stepped, asyncio.Task)
+        timed = stepped.get_coro()
+        assert isinstance(timed, Timed)
+        assert (timed.busy_s, timed.longest_s) == (0, 0)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        stepped.cancel()
+        assert await stepped == "done"
+        assert (timed.busy_s, timed.longest_s) == (5, 3)
+
+    run(main)
+
+
+def test_nothing_is_measured_of_what_does_not_suspend(run: Run) -> None:
+    async def main() -> None:
+        async def work() -> str:
+            return "done"
+
+        assert step(work(), asyncio.get_running_loop(), lambda: 0.0) == "done"
+
+    run(main)
+
+
+def test_what_is_measured_can_be_closed_and_not_awaited() -> None:
+    async def work() -> None:
+        return
+
+    timed = Timed(work(), lambda: 0.0)
+    with pytest.raises(TypeError, match="stepped by a task"):
+        timed.__await__()
+    timed.close()

@@ -361,6 +361,46 @@ def test_a_worker_that_does_not_answer_is_named(start: Start) -> None:
     assert body["workers"][0]["error"] == "no answer within 2 s"
 
 
+def test_decisions_of_all_workers_are_one_answer_by_time(start: Start) -> None:
+    gateway = start(workers=2)
+    gateway.wait_ready()
+    decided_by: list[int] = []
+    while len(set(decided_by)) < 2 or len(decided_by) < 4:
+        decided_by.append(gateway.tell(b"refuse-mail"))
+        # it is kept before the connection ends, which tell() does not wait for
+        wait_until(lambda: len(_decisions(gateway)["decisions"]) == len(decided_by))
+    answer = _decisions(gateway)
+    assert [int(record["session"][1:]) for record in answer["decisions"]] == decided_by[::-1]
+    times = [record["timestamp"] for record in answer["decisions"]]
+    assert times == sorted(times, reverse=True)
+    pids = {worker["worker"]: worker["pid"] for worker in gateway.ask("/readyz")[1]["workers"]}
+    assert [pids[record["worker"]] for record in answer["decisions"]] == decided_by[::-1]
+    assert (answer["truncated"], answer["errors"]) == (False, [])
+    newest, older = answer["decisions"][0], answer["decisions"][-1]
+    assert _decisions(gateway, "?limit=1") == {"decisions": [newest], "truncated": True, "errors": []}
+    assert _decisions(gateway, "?action=accepted")["decisions"] == []
+    status, body = gateway.ask(f"/api/v1/decisions/{older['tx']}")
+    assert (status, body) == (200, older | {"header": []})
+    assert gateway.ask("/api/v1/decisions/s-1")[0] == 404
+    assert gateway.ask("/api/v1/decisions?limit=0")[0] == 400
+
+
+def test_a_worker_that_does_not_answer_hides_no_decisions_of_others(start: Start) -> None:
+    gateway = start("never-answers")
+    pid = gateway.wait_ready()["workers"][0]["pid"]
+    answer = _decisions(gateway)
+    assert answer["decisions"] == []
+    assert answer["errors"] == [{"worker": 1, "pid": pid, "error": "no answer within 0.5 s"}]
+    assert gateway.ask("/api/v1/decisions/s-1")[0] == 503
+
+
+def _decisions(gateway: Running, query: str = "") -> dict[str, Any]:
+    status, body = gateway.ask(f"/api/v1/decisions{query}")
+    assert status == 200
+    assert isinstance(body, dict)
+    return body
+
+
 # --- the end ---------------------------------------------------------------------------------------------------
 
 

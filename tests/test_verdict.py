@@ -17,6 +17,7 @@ from gateway.verdict import (
     Result,
     Verdict,
     defer,
+    forbidden,
     merge,
     proceed,
     quarantine,
@@ -211,3 +212,47 @@ def test_any_field_that_can_be_made_is_one_field(name: str, value: str) -> None:
     octets = f"{field.name}: {field.value}\r\n".encode("utf-8", "surrogatepass")
     # RFC 5322 2.2.3: only CRLF, each but the last before white space and something to fold
     assert re.fullmatch(rb"[!-9;-~]+:[^\r\n\0]*(\r\n[ \t]+[^ \t\r\n\0][^\r\n\0]*)*\r\n", octets)
+
+
+# --- edits that no policy may make ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("From", "sender", "Reply-To", "TO", "Cc", "Bcc", "Subject", "Date", "Message-ID", "In-Reply-To"),
+        *("References", "MIME-Version", "Content-Type", "content-disposition", "Received", "Return-Path"),
+        *("Resent-From", "DKIM-Signature", "ARC-Seal", "ARC-Message-Signature", "Authentication-Results"),
+    ],
+)
+def test_no_policy_adds_what_stands_once_or_is_others_word(name: str) -> None:
+    assert forbidden(AddField(name, "x")).startswith(f"{name} ")
+
+
+@pytest.mark.parametrize(
+    "name", ["X-Spam-Score", "Received-SPF", "List-Id", "X-Mxgate-Colour", "Contents", "Fro"]
+)
+def test_other_fields_may_be_added(name: str) -> None:
+    assert forbidden(AddField(name, "x")) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "is_allowed"),
+    [
+        ("Received-SPF", True),
+        ("x-mxgate-colour", True),
+        ("X-Mxgate", False),
+        ("X-Spam-Score", False),
+        ("Authentication-Results", False),
+        ("DKIM-Signature", False),
+        ("Subject", False),
+    ],
+)
+def test_only_what_is_ours_is_taken_out(name: str, is_allowed: bool) -> None:
+    assert forbidden(RemoveFields(name)) == ("" if is_allowed else f"{name} leaves as it came")
+
+
+@pytest.mark.parametrize("edit", [AddField("X-Jail", "1"), RemoveFields("x-jail")], ids=repr)
+def test_the_engines_own_fields_are_reserved(edit: AddField | RemoveFields) -> None:
+    assert forbidden(edit) == ("" if isinstance(edit, AddField) else "x-jail leaves as it came")
+    assert forbidden(edit, frozenset({"x-jail"})) == f"{edit.name} is written by the engine"

@@ -4,6 +4,7 @@ It only asks the supervisor and shows the answers. The supervisor binds the sock
 has forked its workers: aiohttp takes longer to import than everything else together, and no worker needs it.
 
 /api/v1/ answers loopback, and others who show the token (`Authorization: Bearer ...`). Health and metrics are for all.
+Loopback is who asks for an address or `localhost` himself: no page in a browser there, and nobody behind a proxy there.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ from typing import Protocol
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from gateway.decision import FilterError
+
 # How long a request under way may take when the port is closed.
 _SHUTDOWN_S = 1.0
+# RFC 7239 4, and what was there before it.
+_OF_PROXIES = (hdrs.FORWARDED, hdrs.X_FORWARDED_FOR)
 
 
 class Supervised(Protocol):
@@ -40,6 +45,9 @@ class Supervised(Protocol):
     async def status(self) -> Mapping[str, object]:
         """What /api/v1/status shows, in JSON's types."""
 
+    async def decisions(self, query: Mapping[str, str]) -> Mapping[str, object]:
+        """What /api/v1/decisions shows, in JSON's types: `decisions`, `truncated`, `errors`. Raises FilterError."""
+
 
 async def serve_admin(
     sock: socket.socket, supervised: Supervised, *, token: bytes
@@ -51,6 +59,8 @@ async def serve_admin(
     application.router.add_get("/readyz", pages.readyz)
     application.router.add_get("/metrics", pages.metrics)
     application.router.add_get("/api/v1/status", pages.status)
+    application.router.add_get("/api/v1/decisions", pages.decisions)
+    application.router.add_get("/api/v1/decisions/{tx}", pages.decision)
     runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S)
     await runner.setup()
     await web.SockSite(runner, sock).start()
@@ -78,6 +88,28 @@ class _Pages:
     async def status(self, _: web.Request) -> web.Response:
         return _json(await self._supervised.status())
 
+    async def decisions(self, request: web.Request) -> web.Response:
+        query = request.query
+        if len(query) != len(set(query)):
+            return _json({"error": "a filter stands twice"}, 400)
+        try:
+            return _json(await self._supervised.decisions(dict(query)))
+        except FilterError as exc:
+            return _json({"error": str(exc)}, 400)
+
+    async def decision(self, request: web.Request) -> web.Response:
+        tx = request.match_info["tx"]
+        try:
+            answer = await self._supervised.decisions({"tx": tx, "limit": "1"})
+        except FilterError as exc:
+            return _json({"error": str(exc)}, 400)
+        match answer:
+            case {"decisions": [dict(decision)]} if decision.get("tx") == tx:
+                return _json(decision)
+            case {"errors": [_, *_] as errors}:
+                return _json({"error": "not every worker answered", "errors": errors}, 503)
+        return _json({"error": "no decision about this transaction is kept (any more)"}, 404)
+
 
 def _json(body: Mapping[str, object], status: int = 200) -> web.Response:
     text = json.dumps(body, indent=2) + "\n"
@@ -103,7 +135,7 @@ def _guard(token: bytes) -> Middleware:
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path.startswith("/api/") and not _is_loopback(request.remote):
+        if request.path.startswith("/api/") and not (_is_loopback(request.remote) and _is_direct(request)):
             # aiohttp decodes a header's bytes so that they come back like this.
             shown = request.headers.get(hdrs.AUTHORIZATION, "").encode("utf-8", "surrogateescape")
             if not token or not hmac.compare_digest(shown, expected):
@@ -111,6 +143,19 @@ def _guard(token: bytes) -> Middleware:
         return await handler(request)
 
     return guard
+
+
+def _is_direct(request: web.Request) -> bool:
+    """Whether it is no page of a browser on this machine (DNS rebinding), nor somebody's whom a local proxy brings."""
+    if any(name in request.headers for name in _OF_PROXIES):
+        return False
+    host = request.host.lower()
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name == "localhost"
+    return True
 
 
 def _is_loopback(remote: str | None) -> bool:

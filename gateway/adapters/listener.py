@@ -4,6 +4,10 @@ It owns what the pure core does not know: sockets, TLS, the clock, limits of con
 of a session. A command's coroutine is stepped once and becomes a task only if it suspends; replies of a batch leave
 in one write. One sweep a second serves the deadlines of all sessions, so a short session costs no timer.
 
+Whose a connection is: the client's that the PROXY header of a listed balancer names, otherwise the socket's. Limits,
+trust and log go by that address. While most clients seem to come from one private address, it is a balancer's that
+hides them (gateway.arrivals), and no limit of single clients applies to it.
+
 An exception in a session is a defect of ours: it is logged, the client gets a 4xx, nobody else notices.
 """
 
@@ -18,10 +22,19 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from gateway.session import TlsInfo, client_address
+from gateway.arrivals import ArrivalRate, Origin, SourceWatch, origin_of
+from gateway.session import AddressSource, TlsInfo, client_address
 from gateway.smtp import reply
+from gateway.smtp.proxy_protocol import (
+    MAX_HEADER_BYTES,
+    HeaderKind,
+    ProxyHeader,
+    ProxyHeaderError,
+    read_header,
+)
+from gateway.smtp.reply import Reply
 from gateway.smtp.server import Phase, Server, ServerSettings
 from gateway.stepping import step
 
@@ -37,6 +50,9 @@ BACKLOG = 511
 # Input that piles up while an answer is awaited: a few pipelined groups, then reading pauses
 _MAX_UNREAD_BYTES = 64 * 1024
 _TLS_HANDSHAKE_S = 30.0
+# A balancer sends its header as soon as it is connected; some send it late
+_PROXY_HEADER_S = 10.0
+_PROXY_OUTCOMES = (*map(str, HeaderKind), "invalid", "truncated", "timeout", "empty")
 # A sender this slow for this long is not worth a session (SECURITY.md 1.8)
 _MIN_RATE_BYTES_S = 100
 _MIN_RATE_AFTER_S = 60
@@ -56,12 +72,14 @@ class ListenerSettings:
 
     max_connections: int = 2000
     max_connections_per_client: int = 50
+    max_new_connections_per_client_per_minute: int = 0
     greeting_delay_s: float = 0.0
     command_timeout_s: float = 60.0
     idle_timeout_s: float = 300.0
     data_timeout_s: float = 180.0
     session_timeout_s: float = 1200.0
     allow_bare_lf_from: tuple[IPv4Network | IPv6Network, ...] = ()
+    proxy_protocol_from: tuple[IPv4Network | IPv6Network, ...] = ()
 
 
 # The barrier around a session: what it raises ends that session only. It cannot be cancelled from outside while it is
@@ -71,6 +89,7 @@ _OWN_DEFECTS = (Exception, asyncio.CancelledError)
 
 # A member that is asked of its class costs ten times what a name of the module does.
 _CONTENT, _BUSY = Phase.CONTENT, Phase.BUSY
+_SOCKET, _PROXY, _HIDDEN = AddressSource.SOCKET, AddressSource.PROXY, AddressSource.HIDDEN
 
 
 class _Bound(dict[object, "Counter"]):
@@ -112,17 +131,22 @@ class Listener:
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()  # as of the last sweep
         self.sessions: set[Connection] = set()
+        self.arrivals: set[_Arrival] = set()
         self.by_client: dict[int, int] = {}
+        self.rate = ArrivalRate(settings.max_new_connections_per_client_per_minute)
+        self.watch = SourceWatch(services.clock.monotonic)
         self.draining_since: float | None = None
         self.background: set[asyncio.Task[Any]] = set()
         self._servers: list[asyncio.Server] = []
         self._sweep: asyncio.TimerHandle | None = None
         self._drained = asyncio.Event()
+        self._hidden_by: IPv4Address | IPv6Address | None = None  # as of the last sweep
         metrics = services.metrics
         connections = metrics.counters(
             "mxgate_connections_total", "Connections by how they began", ("outcome",)
         )
-        self.connections = {o: connections.labels(o) for o in ("served", "limit", "client_limit")}
+        outcomes = ("served", "limit", "client_limit", "client_rate")
+        self.connections = {o: connections.labels(o) for o in outcomes}
         self.open_connections = metrics.gauges(
             "mxgate_open_connections", "Connections that are open"
         ).labels()
@@ -138,25 +162,43 @@ class Listener:
             "mxgate_tls_handshakes_total", "TLS handshakes by outcome", ("outcome",)
         )
         self.handshakes = {o: handshakes.labels(o) for o in ("done", "failed")}
+        headers = metrics.counters(
+            "mxgate_proxy_headers_total", "Connections of balancers by their PROXY header", ("outcome",)
+        )
+        self.proxy_headers = {o: headers.labels(o) for o in _PROXY_OUTCOMES}
+        self._source_hidden = metrics.gauges(
+            "mxgate_source_hidden",
+            "Whether a private address seems to be a balancer's that hides its clients",
+        ).labels()
+        self._source_share = metrics.gauges(
+            "mxgate_source_share", "Part of the recent clients that came from the commonest private address"
+        ).labels()
 
     async def start(self, sockets: Sequence[socket.socket], tls_sockets: Sequence[socket.socket]) -> None:
         """Accept connections on sockets that are bound already; those of `tls_sockets` begin with a handshake."""
+        arriving = _Arrival if self.settings.proxy_protocol_from else Connection
         for sock in sockets:
             self._servers.append(
-                await self.loop.create_server(lambda: Connection(self), sock=sock, backlog=BACKLOG)
+                await self.loop.create_server(lambda: arriving(self), sock=sock, backlog=BACKLOG)
             )
         for sock in tls_sockets:
             assert self.tls is not None
             self._servers.append(
                 await self.loop.create_server(
-                    lambda: Connection(self, implicit_tls=True),
-                    sock=sock,
-                    backlog=BACKLOG,
-                    ssl=self.tls.context,
-                    ssl_handshake_timeout=_TLS_HANDSHAKE_S,
+                    lambda: arriving(self, implicit_tls=True), sock=sock, backlog=BACKLOG
                 )
             )
         self._schedule_sweep()
+
+    def is_balancer(self, host: str) -> bool:
+        """Whether this peer has to send a PROXY header."""
+        peer, _, _ = _client(host)
+        return any(peer in network for network in self.settings.proxy_protocol_from)
+
+    def state(self) -> dict[str, str]:
+        """What /readyz shows of the clients: the balancer's address that seems to hide them, "" when none does."""
+        hidden_by = self.watch.hidden_by
+        return {"hidden_by": str(hidden_by or "")}
 
     async def drain(self, timeout_s: float) -> None:
         """Stop accepting, let messages that are under way end, close the rest; returns when no session is left.
@@ -166,6 +208,8 @@ class Listener:
         self.draining_since = self.now = self.loop.time()
         for accepting in self._servers:
             accepting.close()
+        for arrival in list(self.arrivals):
+            arrival.drain()
         for connection in list(self.sessions):
             connection.drain()
         try:
@@ -212,12 +256,27 @@ class Listener:
 
     def _run_sweep(self) -> None:
         self.now = self.loop.time()
+        for arrival in list(self.arrivals):
+            arrival.check_deadlines()
         for connection in list(self.sessions):
             connection.check_deadlines()
         self._count_replies()
         if self.tls is not None:
             self.tls.refresh()
+        self._tell_of_the_watch()
         self._schedule_sweep()
+
+    def _tell_of_the_watch(self) -> None:
+        watch, before = self.watch, self._hidden_by
+        self._hidden_by = hidden_by = watch.look()
+        self._source_hidden.set(hidden_by is not None)
+        self._source_share.set(share := watch.share)
+        if hidden_by == before:
+            return
+        if before is not None:
+            self.services.log.info("client.visible", peer=str(before), share=round(share, 3))
+        if hidden_by is not None:
+            self.services.log.warning("client.hidden", peer=str(hidden_by), share=round(share, 3))
 
 
 class Connection(asyncio.Protocol):
@@ -232,6 +291,7 @@ class Connection(asyncio.Protocol):
         "_implicit_tls",
         "_is_closed",
         "_listener",
+        "_origin",
         "_phase",
         "_phase_since",
         "_reading_paused",
@@ -252,6 +312,7 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[Any] | None = None
         self._client_key: int | None = None
         self._is_closed = True
+        self._origin: Origin | None = None  # what the source watch is yet to be told
         self._reading_paused = False
         self._writing_paused = False
         self._begun = self._phase_since = self._arrived = listener.now
@@ -262,46 +323,93 @@ class Connection(asyncio.Protocol):
     # --- asyncio.Protocol -----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client has connected (and finished its handshake, where TLS is implicit)."""
-        listener = self._listener
+        """A client has connected."""
         # uvloop's transports are no subclasses of asyncio's
         self._transport = transport  # type: ignore[assignment]
         peer = transport.get_extra_info("peername")
         if not peer:  # it has gone already
             self._transport.abort()
             return
-        client, key = _client(peer[0])
+        client, key, self._origin = _client(peer[0])
+        hidden_by = self._listener.watch.hidden_by
+        is_hidden = hidden_by is not None and client == hidden_by
+        self._begin(client, key, peer[1], _HIDDEN if is_hidden else _SOCKET)
+
+    def take_over(
+        self, transport: asyncio.Transport, header: ProxyHeader, peer: tuple[str, int], early: bytes
+    ) -> None:
+        """The connection of a balancer goes on as its client's, or as its own; `early` came behind the header."""
+        self._transport = transport
+        transport.set_protocol(self)
+        if header.client is None:
+            client, key, _ = _client(peer[0])
+            # A client that the balancer cannot name is hidden by it
+            source = _SOCKET if header.kind is HeaderKind.LOCAL else _HIDDEN
+            self._begin(client, key, peer[1], source, early)
+            return
+        client, port = header.client
+        self._begin(client, _key(client), port, _PROXY, early)
+        if not self._is_closed:
+            session = self._conversation.session
+            self._listener.services.log.info(
+                "client.proxied", session=session.id, client=str(client), peer=peer[0]
+            )
+
+    def _begin(
+        self,
+        client: IPv4Address | IPv6Address,
+        key: int,
+        port: int,
+        source: AddressSource,
+        early: bytes = b"",
+    ) -> None:
+        """It is known whose connection this is: refuse it or serve it."""
+        listener = self._listener
         settings = listener.settings
         others = listener.by_client.get(key, 0)
         refusal, outcome = None, "served"
         if listener.draining_since is not None:
             refusal = reply.SHUTTING_DOWN
-        elif len(listener.sessions) >= settings.max_connections:
+        elif len(listener.sessions) + len(listener.arrivals) >= settings.max_connections:
             refusal, outcome = reply.TOO_MANY_CONNECTIONS, "limit"
+        elif source is _HIDDEN:
+            pass  # no limit of single clients can be meant for all of them together
         elif others >= settings.max_connections_per_client:
             refusal, outcome = reply.TOO_MANY_FROM_CLIENT, "client_limit"
+        elif listener.rate.limit and not listener.rate.admits(key, listener.now):
+            refusal, outcome = reply.TOO_MANY_FROM_CLIENT, "client_rate"
         listener.connections[outcome].inc()
         if refusal is not None:
-            self._transport.write(refusal.wire)
-            self._transport.close()
+            _turn_away(self._transport, refusal, implicit_tls=self._implicit_tls)
             return
         self._is_closed = False
         self._client_key = key
         listener.by_client[key] = others + 1
         listener.sessions.add(self)
         listener.open_connections.inc()
-        tls = _describe(transport.get_extra_info("ssl_object")) if self._implicit_tls else None
         bare_lf = settings.allow_bare_lf_from
-        self._conversation = listener.gatekeeper.open(client, peer[1], tls)
+        self._conversation = listener.gatekeeper.open(client, port, None, source)
         self._server = Server(
             listener.server_settings,
             self,
             listener.codes,
-            tls_active=tls is not None,
+            tls_active=self._implicit_tls,
             allow_bare_lf=bool(bare_lf) and any(client in network for network in bare_lf),
         )
-        if settings.greeting_delay_s:
-            listener.loop.call_later(settings.greeting_delay_s, self._connect)
+        if self._implicit_tls:
+            # the ClientHello is the TLS layer's
+            self._transport.pause_reading()
+            self._await(self._handshake(), self._handshake_ended)
+            return
+        if early:
+            self._server.receive(early)
+        self._connect_later()
+
+    def _connect_later(self) -> None:
+        """Greet the client, after a pause where the operator wants one."""
+        delay_s = self._listener.settings.greeting_delay_s
+        if delay_s:
+            self._listener.loop.call_later(delay_s, self._connect)
         else:
             self._connect()
 
@@ -500,6 +608,9 @@ class Connection(asyncio.Protocol):
     def greeted(self, domain: str, *, esmtp: bool) -> None:
         """EHLO or HELO."""
         conversation, gatekeeper = self._conversation, self._listener.gatekeeper
+        if self._origin is not None:
+            self._listener.watch.saw(conversation.session.client, self._origin)
+            self._origin = None
         if gatekeeper.pipeline.plans_ehlo:
             self._await(conversation.ehlo(domain, esmtp=esmtp), self._greet)
         else:
@@ -595,7 +706,10 @@ class Connection(asyncio.Protocol):
 
     def _handshake_ended(self, is_done: bool) -> None:  # noqa: FBT001  # a callback
         if is_done:
-            self._server.tls_started()
+            if self._implicit_tls:
+                self._connect_later()
+            else:
+                self._server.tls_started()
             return
         self._server.close("tls")
         # asyncio does not tell a protocol of a connection that was lost in the middle of start_tls
@@ -603,11 +717,145 @@ class Connection(asyncio.Protocol):
         self.connection_lost(None)
 
 
+class _Arrival(asyncio.BufferedProtocol):
+    """A new connection where some peers are balancers: reads the header that these have to send before all else.
+
+    Then the client's Connection takes over; for all other peers it does so at once. What is no header is answered
+    with nothing. A buffered protocol says how much is read: no octet of a ClientHello behind the header.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_buffer",
+        "_connection",
+        "_filled",
+        "_implicit_tls",
+        "_is_waiting",
+        "_listener",
+        "_missing",
+        "_peer",
+        "_transport",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, listener: Listener, *, implicit_tls: bool = False) -> None:
+        self._listener = listener
+        self._implicit_tls = implicit_tls
+        self._connection = Connection(listener, implicit_tls=implicit_tls)
+        self._peer = ("", 0)
+        self._is_waiting = False
+        self._begun = listener.loop.time()
+        self._buffer = bytearray()
+        self._filled = 0
+        self._missing = 0
+
+    # --- asyncio.BufferedProtocol -------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Somebody has connected."""
+        listener = self._listener
+        self._transport = transport  # type: ignore[assignment]  # as in Connection
+        peer = transport.get_extra_info("peername")
+        if not peer or not listener.is_balancer(peer[0]):
+            transport.set_protocol(self._connection)
+            self._connection.connection_made(transport)
+            return
+        self._peer = (peer[0], peer[1])
+        if listener.draining_since is not None:
+            _turn_away(self._transport, reply.SHUTTING_DOWN, implicit_tls=self._implicit_tls)
+            return
+        if len(listener.sessions) + len(listener.arrivals) >= listener.settings.max_connections:
+            listener.connections["limit"].inc()
+            _turn_away(self._transport, reply.TOO_MANY_CONNECTIONS, implicit_tls=self._implicit_tls)
+            return
+        self._buffer = bytearray(MAX_HEADER_BYTES)
+        self._missing = cast("int", read_header(b""))
+        self._is_waiting = True
+        listener.arrivals.add(self)
+        listener.open_connections.inc()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next octets go; without TLS more than the header may be read, in fewer steps."""
+        end = self._filled + self._missing if self._implicit_tls else MAX_HEADER_BYTES
+        return memoryview(self._buffer)[self._filled : end]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """The balancer said something."""
+        self._filled += nbytes
+        received = bytes(memoryview(self._buffer)[: self._filled])
+        try:
+            found = read_header(received)
+        except ProxyHeaderError as exc:
+            self._refuse("invalid", str(exc))
+            return
+        if isinstance(found, int):
+            self._missing = found
+            return
+        if found.client is not None and found.client[0] == _client(self._peer[0])[0]:
+            # version 1 has no LOCAL: the health checks of HAProxy name itself there
+            found = ProxyHeader(HeaderKind.LOCAL, None, found.size)
+        self._leave(found.kind)
+        self._connection.take_over(self._transport, found, self._peer, received[found.size :])
+
+    def eof_received(self) -> bool:
+        """The peer will say no more."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone before its header came."""
+        if not self._is_waiting:
+            return
+        if self._filled:
+            self._refuse("truncated", f"the connection ended behind {self._filled} octets")
+        else:
+            self._leave("empty")  # a port check that does not know the protocol: nobody's mail
+
+    # --- what the listener does with all connections ------------------------------------------------------
+
+    def check_deadlines(self) -> None:
+        """Once a second: the header has its time."""
+        if self._listener.now - self._begun > _PROXY_HEADER_S:
+            self._refuse("timeout", f"{self._filled} octets came")
+
+    def drain(self) -> None:
+        """Nobody was greeted here."""
+        self._leave("empty")
+        self._transport.close()
+
+    # --- the end ------------------------------------------------------------------------------------------
+
+    def _refuse(self, outcome: str, detail: str) -> None:
+        self._leave(outcome)
+        self._listener.services.log.warning("proxy.refused", peer=self._peer[0], error=outcome, detail=detail)
+        self._transport.abort()
+
+    def _leave(self, outcome: str) -> None:
+        """No header is awaited any more."""
+        listener = self._listener
+        self._is_waiting = False
+        listener.proxy_headers[outcome].inc()
+        listener.arrivals.discard(self)
+        listener.open_connections.dec()
+
+
+def _turn_away(transport: asyncio.Transport, refusal: Reply, *, implicit_tls: bool) -> None:
+    """Say it and close; where TLS comes first there is no way to say it."""
+    if not implicit_tls:
+        transport.write(refusal.wire)
+    transport.close()
+
+
 @lru_cache(maxsize=4096)  # most connections of an hour come from few addresses
-def _client(host: str) -> tuple[IPv4Address | IPv6Address, int]:
-    """A client's address, and what its connections are counted by: IPv6 by /64, which one client has for the asking."""
+def _client(host: str) -> tuple[IPv4Address | IPv6Address, int, Origin]:
+    """A client's address, what its connections are counted by, and where it can belong to."""
     client = client_address(host)
-    return client, int(client) if isinstance(client, IPv4Address) else -(int(client) >> 64)
+    return client, _key(client), origin_of(client)
+
+
+def _key(client: IPv4Address | IPv6Address) -> int:
+    """What a client's connections are counted by: IPv6 by /64, which one client has for the asking."""
+    return int(client) if isinstance(client, IPv4Address) else -(int(client) >> 64)
 
 
 def _describe(ssl_object: ssl.SSLObject) -> TlsInfo:

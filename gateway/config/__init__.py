@@ -18,11 +18,11 @@ from gateway.config.model import (
     Identity,
     Log,
     LogFormat,
-    Mode,
     OnOutage,
     Pipeline,
     PolicySection,
     Protocol,
+    Quarantine,
     Relay,
     Route,
     RouteTls,
@@ -31,6 +31,7 @@ from gateway.config.model import (
     State,
 )
 from gateway.config.values import HostPort, Network
+from gateway.policy import Mode
 
 __all__ = [
     "Admin",
@@ -51,6 +52,7 @@ __all__ = [
     "PolicySection",
     "Problem",
     "Protocol",
+    "Quarantine",
     "Relay",
     "Route",
     "RouteTls",

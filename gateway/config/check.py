@@ -12,21 +12,14 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gateway.config.errors import ConfigError, KeyPath
-from gateway.config.model import RELAY_GUARD, Config, Mode, PolicySection, Relay, Route, RouteTls
+from gateway.config.errors import ConfigError, KeyPath, did_you_mean
+from gateway.config.model import RELAY_GUARD, Config, PolicySection, Protocol, Relay, Route, RouteTls
 from gateway.config.values import HostPort
-from gateway.policy import OnError
+from gateway.policy import Mode, OnError
 
 # Key, what asks for a part that does not exist yet, and its name. Delete a row when its part is built.
 NOT_BUILT: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("server.workers", lambda workers: workers != 1, "more than one worker"),
-    ("server.proxy_protocol_from", bool, "the PROXY protocol"),
-    ("server.max_new_connections_per_client_per_minute", bool, "a limit of new connections"),
-    ("pipeline.observe", bool, "a dry run"),
-    ("policy.*.mode", lambda mode: mode is Mode.OBSERVE, "observe mode"),
-    ("policy.*.exempt", bool, "an exemption"),
-    ("policy.*.domains", bool, "an override for a domain"),
-    ("policy.*.file", bool, "a policy in a single file"),
 )
 
 Finding = tuple[KeyPath, str]
@@ -38,7 +31,8 @@ def contradictions(config: Config) -> dict[KeyPath, str]:
     guard = config.policy.get(RELAY_GUARD, PolicySection())
     for path, message in (
         *_unserviceable(config),
-        *_contradictory_routes(config.relay),
+        *_contradictory_routes(config.relay, config.quarantine.route),
+        *_unusable_quarantine(config),
         *_unsafe_relay_guard(guard),
         *_not_built(config),
     ):
@@ -65,7 +59,7 @@ def _unserviceable(config: Config) -> Iterator[Finding]:
         yield ("relay", "routes"), "no route; say where mail goes: [[relay.routes]] with downstream"
 
 
-def _contradictory_routes(relay: Relay) -> Iterator[Finding]:
+def _contradictory_routes(relay: Relay, quarantine: str) -> Iterator[Finding]:
     names: set[str] = set()
     taken: dict[str, str] = {}  # domain -> route
     for index, (name, route) in enumerate(relay.named_routes):
@@ -73,15 +67,30 @@ def _contradictory_routes(relay: Relay) -> Iterator[Finding]:
         if name in names:
             yield (*path, "name"), f"another route has the name {name}"
         names.add(name)
+        if not route.domains and name != quarantine:
+            yield (*path, "domains"), "must not be empty"
         for place, domain in enumerate(route.domains):
             if domain in taken:
                 yield (*path, "domains", place), f"{domain} is in {taken[domain]} already"
             taken.setdefault(domain, name)
         yield from ((path + below, message) for below, message in _contradictory_route(route))
-    if relay.routes:
+    if relay.routes and not taken:
+        yield ("relay", "routes"), "no route has a domain"
+    elif relay.routes:
         for place, domain in enumerate(relay.domains):
             if not _is_routed(domain, taken):
                 yield ("relay", "domains", place), f"no route takes mail for {domain}"
+
+
+def _unusable_quarantine(config: Config) -> Iterator[Finding]:
+    name = config.quarantine.route
+    route = dict(config.relay.named_routes).get(name)
+    path = ("quarantine", "route")
+    if name and route is None:
+        yield path, f"no route has the name {name}{did_you_mean(name, dict(config.relay.named_routes))}"
+    elif route is not None and route.protocol is Protocol.LMTP:
+        # RFC 2033 4.2: one reply for each recipient behind the dot, and mail in quarantine has several
+        yield path, f"{name} speaks LMTP, which takes one recipient at a time"
 
 
 def _contradictory_route(route: Route) -> Iterator[Finding]:
@@ -126,6 +135,8 @@ def _unsafe_relay_guard(section: PolicySection) -> Iterator[Finding]:
             ("policy", RELAY_GUARD, "exempt"),
             "nobody is exempt from the relay guard; see relay.trusted_networks",
         )
+    if section.file:
+        yield ("policy", RELAY_GUARD, "file"), "the relay guard is never another one"
     if section.domains:
         yield ("policy", RELAY_GUARD, "domains"), "the relay guard is the same for every domain"
     if section.settings:
@@ -148,6 +159,9 @@ def _unusable_files(config: Config) -> Iterator[Finding]:
         (("relay", "recipients_file"), config.relay.recipients_file),
         (("admin", "token_file"), config.admin.token_file),
     ]
+    for name, section in config.policy.items():
+        if section.is_planned:
+            readable.append((("policy", name, "file"), section.file))
     for index, route in enumerate(config.relay.routes):
         if route.tls is RouteTls.VERIFY:
             readable.append((("relay", "routes", index, "tls_ca_file"), route.tls_ca_file))

@@ -22,6 +22,8 @@ from gateway.config.values import (
     DomainOrSubdomains,
     DomainPattern,
     Downstreams,
+    Exempt,
+    FieldName,
     HostPort,
     Integer,
     Listen,
@@ -32,7 +34,7 @@ from gateway.config.values import (
     StateUrl,
     Workers,
 )
-from gateway.policy import OnError
+from gateway.policy import Mode, OnError
 
 RELAY_GUARD = "relay_guard"
 """The one policy that is always there; its settings are those of [relay]."""
@@ -79,14 +81,6 @@ class LogFormat(StrEnum):
     CONSOLE = "console"
 
 
-class Mode(StrEnum):
-    """What becomes of a policy's verdicts."""
-
-    ENFORCE = "enforce"
-    OBSERVE = "observe"
-    OFF = "off"
-
-
 class Section(BaseModel):
     """Base of every table: immutable, unknown keys refused, values never repeated in errors."""
 
@@ -128,7 +122,7 @@ class Server(Section):
         50, "Connections at once from one client (IPv4 /32, IPv6 /64).", ge=1, le=1_000_000
     )
     max_new_connections_per_client_per_minute: Integer = _key(
-        0, "New connections of one client in a minute; 0: no limit.", ge=0, le=1_000_000
+        0, "New connections of one client in a minute (IPv4 /32, IPv6 /64); 0: no limit.", ge=0, le=1_000_000
     )
     max_message_bytes: Integer = _key(
         52_428_800, "Largest message; announced as SIZE.", ge=1024, le=4_294_967_296
@@ -163,7 +157,8 @@ class Server(Section):
         (), "Networks of your own old devices whose bare LF becomes CRLF; from all others it is refused."
     )
     proxy_protocol_from: tuple[Networks, ...] = _key(
-        (), "Networks that are allowed, and then required, to send a PROXY header."
+        (),
+        "Networks of balancers that are allowed, and then required, to send a PROXY header (version 1 or 2).",
     )
     spool_dir: OptionalPath = _key(
         None, "Directory for large content in flight; empty: the system's temporary one."
@@ -192,7 +187,6 @@ class Route(Section):
     domains: tuple[DomainPattern, ...] = _key(
         ("*",),
         "Recipient domains of this route: `example.org`, `.example.org` (subdomains), `*` (the rest).",
-        min_length=1,
     )
     downstream: Downstreams = Field(
         description="Downstream MTAs that share the mail: `["
@@ -319,25 +313,59 @@ class Pipeline(Section):
     observe: bool = _key(False, "Dry run of every policy but the relay guard.", strict=True)
 
 
+class Quarantine(Section):
+    """`[quarantine]`: what becomes of a message that a policy puts into quarantine."""
+
+    header: FieldName = _key(
+        "X-Mxgate-Quarantine",
+        "Field that it gets, with the reason; a field of this name in mail that comes in is always removed.",
+    )
+    route: RouteName = _key(
+        "",
+        "Name of the route that it goes to; empty: its recipients' own. Any refusal there is 451. A route for nothing "
+        "else has `domains = []`.",
+    )
+
+
 class DomainOverride(Section):
-    """`[policy.NAME.domains."example.org"]`: other values for recipients of a domain."""
+    """`[policy.NAME.domains."example.org"]`: other values for recipients of a domain, from RCPT on."""
 
     mode: Mode | None = _key(None, "Mode for this domain.")
-    settings: Mapping[str, object] = Field(default_factory=dict, description="Settings for this domain.")
+    settings: Mapping[str, object] = Field(
+        default_factory=dict,
+        description="Settings for this domain; those that are not here are the policy's.",
+    )
 
 
 class PolicySection(Section):
     """`[policy.NAME]`: the engine's keys of a policy."""
 
-    mode: Mode = _key(Mode.ENFORCE, "`observe`: verdicts are only recorded; `off`: not loaded.")
+    mode: Mode = _key(
+        Mode.ENFORCE,
+        "`observe`: verdicts are only recorded; `off`: not loaded, unless a domain has another mode.",
+    )
     timeout_s: Seconds | None = _key(None, "Deadline of one hook; default: the policy's own.", gt=0, le=60)
     on_error: OnError | None = _key(None, "When the policy fails; default: the policy's own.")
-    exempt: tuple[str, ...] = _key((), "Networks and trust classes that skip this policy.")
+    exempt: tuple[Exempt, ...] = _key(
+        (),
+        "Clients that skip this policy: networks, and the classes `trusted` (`relay.trusted_networks`) and "
+        "`authenticated`.",
+    )
     file: OptionalPath = _key(None, "Single Python file with the policy; empty: an installed distribution.")
     settings: Mapping[str, object] = Field(default_factory=dict, description="The policy's own keys.")
     domains: Mapping[DomainPattern, DomainOverride] = Field(
-        default_factory=dict, description="Other values for recipients of a domain."
+        default_factory=dict,
+        description="Other values for recipients of a domain: `example.org`, `.example.org` (subdomains), `*`.",
     )
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether it is run for anybody: where it is off, a domain may have it all the same."""
+        return any(
+            mode is not Mode.OFF
+            for mode in (self.mode, *(each.mode for each in self.domains.values()))
+            if mode
+        )
 
 
 PolicyName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -355,6 +383,7 @@ class Config(Section):
     auth: Auth = Auth()
     log: Log = Log()
     pipeline: Pipeline = Pipeline()
+    quarantine: Quarantine = Quarantine()
     policy: Mapping[PolicyName, PolicySection] = Field(default_factory=dict)
 
     _sources: Sources | None = PrivateAttr(default=None)

@@ -23,7 +23,9 @@ from pydantic import (
 )
 
 from gateway.config.errors import did_you_mean
+from gateway.session import Trust
 from gateway.smtp.address import AddressError, Domain
+from gateway.verdict import AddField, forbidden
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # Names of containers and of hosts files are looser than mail domains: one label, underscores.
@@ -142,6 +144,26 @@ def parse_network(value: object) -> Network:
     raise ValueError(f"{text!r} has bits set behind its prefix; did you mean {wider}?")
 
 
+_EXEMPT_TRUST = {str(trust): trust for trust in (Trust.TRUSTED, Trust.AUTHENTICATED)}
+
+
+def parse_exempt(value: object) -> Network | Trust:
+    """A network, or a class of clients that are trusted by other means than their sender's name."""
+    if isinstance(value, Trust | ipaddress.IPv4Network | ipaddress.IPv6Network):
+        return value
+    text = _text(value)
+    if text in _EXEMPT_TRUST:
+        return _EXEMPT_TRUST[text]
+    try:
+        return parse_network(text)
+    except ValueError as exc:
+        if "/" in text:
+            raise
+        words = ", ".join(_EXEMPT_TRUST)
+        hint = did_you_mean(text, _EXEMPT_TRUST)
+        raise ValueError(f"{text!r} is neither a network nor one of {words}{hint}") from exc
+
+
 def parse_domain(value: object) -> Domain:
     """A domain name as A-labels in lower case."""
     try:
@@ -169,6 +191,13 @@ def _authserv_id(value: object) -> str:
     text = _text(value)
     if text and not _TOKEN.fullmatch(text):
         raise ValueError(f"{text!r} is not a token: letters, digits, '.', '-' and '_'")
+    return text
+
+
+def _field_name(value: object) -> str:
+    text = _text(value)
+    if why := forbidden(AddField(text, "")):
+        raise ValueError(why)
     return text
 
 
@@ -251,6 +280,13 @@ Downstreams = Annotated[
 Networks = Annotated[
     Network, PlainValidator(parse_network), _AS_TEXT, _json("string", examples=["192.0.2.0/24"])
 ]
+Exempt = Annotated[
+    Network | Trust,
+    PlainValidator(parse_exempt),
+    _AS_TEXT,
+    _json("string", examples=["192.0.2.0/24", "trusted", "authenticated"]),
+]
+FieldName = Annotated[str, PlainValidator(_field_name), _json("string", examples=["X-Mxgate-Quarantine"])]
 DomainName = Annotated[Domain, PlainValidator(parse_domain), _json("string")]
 DomainOrSubdomains = Annotated[str, PlainValidator(parse_domain_or_subdomains), _json("string")]
 DomainPattern = Annotated[str, PlainValidator(parse_domain_pattern), _json("string")]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from gateway.adapters import admin
 from gateway.adapters.admin import _is_loopback, serve_admin
+from gateway.decision import parse_query
 
 
 @dataclass
@@ -24,6 +25,9 @@ class FakeSupervisor:
     dead: tuple[str, ...] = ()
     unready: tuple[str, ...] = ()
     accepted: list[str] = field(default_factory=list)
+    queries: list[dict[str, str]] = field(default_factory=list)
+    kept: list[dict[str, str]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
     def not_live(self) -> tuple[str, ...]:
         return self.dead
@@ -42,6 +46,11 @@ class FakeSupervisor:
 
     async def status(self) -> Mapping[str, object]:
         return {"version": "0.1.0"}
+
+    async def decisions(self, query: Mapping[str, str]) -> Mapping[str, object]:
+        self.queries.append(dict(query))
+        parse_query(query)
+        return {"decisions": self.kept, "truncated": False, "errors": self.errors}
 
 
 @dataclass
@@ -69,7 +78,9 @@ async def served(supervised: FakeSupervisor, token: bytes = b"") -> AsyncIterato
 
 
 async def ask(address: tuple[str, int], request: str, *headers: str) -> Answer:
-    lines = [f"{request} HTTP/1.1", "Host: localhost", "Connection: close", *headers, "", ""]
+    if not any(header.startswith("Host:") for header in headers):
+        headers = ("Host: localhost", *headers)
+    lines = [f"{request} HTTP/1.1", "Connection: close", *headers, "", ""]
     raw = await exchange(address, "\r\n".join(lines).encode("utf-8", "surrogateescape"))
     head, _, body = raw.partition(b"\r\n\r\n")
     status, *fields = head.decode().split("\r\n")
@@ -147,7 +158,81 @@ async def test_loopback_needs_no_token() -> None:
         assert (answer.status, answer.json()) == (200, {"version": "0.1.0"})
 
 
-@pytest.mark.parametrize("path", ["/api/v1/status", "/api/v1/nothing", "/%61pi/v1/status"])
+async def test_decisions_are_asked_for_by_the_filters_of_the_query() -> None:
+    supervised = FakeSupervisor(kept=[{"tx": "s-1", "helo": "\u2028\x1b<b>"}])
+    async with served(supervised) as address:
+        answer = await ask(address, "GET /api/v1/decisions?rcpt=ann%2Bx%40example.org&limit=5")
+        assert answer.status == 200
+        assert answer.json() == {"decisions": supervised.kept, "truncated": False, "errors": []}
+        assert answer.body.isascii()
+        assert b"\x1b" not in answer.body
+        assert (await ask(address, "GET /api/v1/decisions")).status == 200
+    assert supervised.queries == [{"rcpt": "ann+x@example.org", "limit": "5"}, {}]
+
+
+@pytest.mark.parametrize(
+    ("query", "error"),
+    [
+        ("limit=0", "limit '0' is not in 1..1000"),
+        ("limit=1&limit=2", "a filter stands twice"),
+        ("%0d%0a=1", "unknown filter '\\r\\n'; there are tx, rcpt, sender, client, action, policy, limit"),
+        ("client=%ff", "client '\\ufffd' is no address and no network"),
+    ],
+)
+async def test_a_bad_query_is_told(query: str, error: str) -> None:
+    async with served(FakeSupervisor()) as address:
+        answer = await ask(address, f"GET /api/v1/decisions?{query}")
+        assert (answer.status, answer.json()) == (400, {"error": error})
+
+
+async def test_one_decision_has_its_own_address() -> None:
+    supervised = FakeSupervisor(kept=[{"tx": "s-1", "action": "rejected"}])
+    async with served(supervised) as address:
+        answer = await ask(address, "GET /api/v1/decisions/s-1")
+        assert (answer.status, answer.json()) == (200, supervised.kept[0])
+        assert supervised.queries == [{"tx": "s-1", "limit": "1"}]
+        answer = await ask(address, "GET /api/v1/decisions/s")  # a session's: they have no one address
+        assert answer.status == 404
+        supervised.kept = []
+        answer = await ask(address, "GET /api/v1/decisions/s-1")
+        assert answer.json() == {"error": "no decision about this transaction is kept (any more)"}
+        supervised.errors = ["no answer"]
+        answer = await ask(address, "GET /api/v1/decisions/s-1")
+        assert answer.json() == {"error": "not every worker answered", "errors": ["no answer"]}
+        assert answer.status == 503
+        assert (await ask(address, f"GET /api/v1/decisions/{'x' * 300}")).status == 400
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_allowed"),
+    [
+        (["Host: 127.0.0.1:9464"], True),
+        (["Host: [::1]:9464"], True),
+        (["Host: LOCALHOST"], True),
+        (["Host: rebound.example.org:9464"], False),
+        (["Host: 127.0.0.1.example.org"], False),
+        (["Host: "], False),
+        (["Host: localhost", "X-Forwarded-For: 192.0.2.1"], False),
+        (["Host: localhost", "Forwarded: for=192.0.2.1"], False),
+        (["Host: rebound.example.org", "Authorization: Bearer secret"], True),
+    ],
+)
+async def test_loopback_is_who_asks_directly(headers: list[str], is_allowed: bool) -> None:
+    async with served(FakeSupervisor(), b"secret") as address:
+        answer = await ask(address, "GET /api/v1/decisions", *headers)
+        assert answer.status == (200 if is_allowed else 401)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/v1/status",
+        "/api/v1/nothing",
+        "/%61pi/v1/status",
+        "/api/v1/decisions",
+        "/api/v1/decisions/s-nothing",
+    ],
+)
 @pytest.mark.parametrize(
     ("token", "shown", "is_allowed"),
     [

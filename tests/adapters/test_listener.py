@@ -452,6 +452,10 @@ class FakeTransport(asyncio.Transport):
         super().__init__({"peername": peer})
         self.written = b""
         self.ended = ""
+        self.protocol: asyncio.BaseProtocol = asyncio.Protocol()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.written += data
@@ -1229,7 +1233,7 @@ async def test_a_message_that_was_stored_while_its_client_left_is_accounted_for_
     world: World,
 ) -> None:
     class Late(FakeRelay):
-        async def deliver(self, tx: Any, content: Any) -> Any:
+        async def deliver(self, tx: Any, content: Any, route: str = "") -> Any:
             try:
                 return await super().deliver(tx, content)
             except asyncio.CancelledError:

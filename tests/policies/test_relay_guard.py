@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.policy import OnError
-from gateway.session import Envelope, Recipient, Session, Transaction, Trust
+from gateway.session import AddressSource, Envelope, Recipient, Session, Transaction, Trust
 from gateway.smtp.address import AddressError, Domain, parse_forward_path
-from gateway.verdict import Stage, Verdict, proceed, reject
+from gateway.verdict import Stage, Verdict, defer, proceed, reject
 from policies.relay_guard import (
+    CLIENT_HIDDEN,
     NO_SUCH_RECIPIENT,
     RELAYING_DENIED,
     ROUTING_DENIED,
@@ -143,6 +145,21 @@ def test_postmaster_without_a_domain_is_ours(mailbox: str) -> None:
 
 
 # --- trust ------------------------------------------------------------------------------------------------
+
+
+async def test_an_address_that_hides_its_clients_is_not_trusted_and_nobody_is_blamed_for_it() -> None:
+    guard = guard_of("example.org")
+    hidden = replace(transaction(Trust.TRUSTED).session, address_source=AddressSource.HIDDEN)
+
+    async def verdict(mailbox: str, session: Session) -> Verdict:
+        rcpt = Recipient(parse_forward_path(f"<{mailbox}>", smtputf8=False))
+        return await guard.on_rcpt(Transaction("T", session, Envelope(None)), rcpt)
+
+    assert await verdict("b@example.org", hidden) == proceed()
+    assert await verdict("b@example.net", hidden) == defer("client_hidden", CLIENT_HIDDEN)
+    # who proved who it is needs no address, and a stranger is a stranger
+    assert await verdict("b@example.net", replace(hidden, trust=Trust.AUTHENTICATED)) == proceed()
+    assert await verdict("b@example.net", replace(hidden, trust=Trust.UNTRUSTED)) == DENIED
 
 
 @pytest.mark.parametrize("trust", [Trust.TRUSTED, Trust.AUTHENTICATED])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import NoReturn
@@ -106,7 +107,7 @@ class SmtpRelay:
     # --- verify ----------------------------------------------------------------------------------
 
     async def verify(
-        self, session: Session, envelope: Envelope, rcpts: Sequence[Recipient]
+        self, session: Session, envelope: Envelope, rcpts: Sequence[Recipient], last: float = math.inf
     ) -> Sequence[Reply]:
         if not rcpts:
             return ()
@@ -126,15 +127,16 @@ class SmtpRelay:
             replies.append(reply or DOWNSTREAM_TROUBLE)
         if missing:
             # From here on it may suspend.
-            asked = await self._ask(route, session, envelope, [rcpts[position] for position in missing])
+            deadline = min(last, self._loop.time() + self._settings.verify_timeout_s)
+            unknown = [rcpts[position] for position in missing]
+            asked = await self._ask(route, session, envelope, unknown, deadline)
             for position, answer in zip(missing, asked, strict=True):
                 replies[position] = answer
         return replies
 
     async def _ask(
-        self, route: Route, session: Session, envelope: Envelope, rcpts: Sequence[Recipient]
+        self, route: Route, session: Session, envelope: Envelope, rcpts: Sequence[Recipient], deadline: float
     ) -> Sequence[Reply]:
-        deadline = self._loop.time() + self._settings.verify_timeout_s
         replies: list[Reply] = []
         try:
             while len(replies) < len(rcpts):
@@ -176,9 +178,14 @@ class SmtpRelay:
 
     # --- deliver ---------------------------------------------------------------------------------
 
-    async def deliver(self, tx: Transaction, content: Content) -> Delivery:
+    async def deliver(self, tx: Transaction, content: Content, route: str = "") -> Delivery:
+        if route:
+            return await self._deliver(tx, content, self._table.routes[route], learn=False)
         first = tx.envelope.rcpts[0]
-        route = self._table.of_domain[first.mailbox.domain] or _no_route(first)
+        own = self._table.of_domain[first.mailbox.domain] or _no_route(first)
+        return await self._deliver(tx, content, own, learn=True)
+
+    async def _deliver(self, tx: Transaction, content: Content, route: Route, *, learn: bool) -> Delivery:
         if route.is_lmtp and len(tx.envelope.rcpts) > 1:
             # RFC 2033 4.2: each would get a reply of its own behind the dot. `max_recipients` says so beforehand.
             self._failed(
@@ -209,7 +216,7 @@ class SmtpRelay:
             )
             return Delivery(INTERNAL, stored=False, error="internal")
         if outcome.error:
-            self._note(connection, tx, outcome)
+            self._note(connection, tx, outcome, learn=learn)
         return Delivery(outcome.reply, outcome.stored, outcome.error)
 
     async def _transfer_again(
@@ -231,13 +238,16 @@ class SmtpRelay:
 
     # --- what outcomes teach, and reports ----------------------------------------------------------
 
-    def _note(self, connection: Connection, tx: Transaction, outcome: Outcome) -> None:
-        """Late refusals are remembered; trouble is counted and logged, refusals not."""
+    def _note(self, connection: Connection, tx: Transaction, outcome: Outcome, *, learn: bool) -> None:
+        """Late refusals are remembered, but for those of a route that is not the recipients' own.
+
+        Trouble is counted and logged, refusals not.
+        """
         route = self._table.routes[connection.host.route]
         if outcome.max_recipients:
             route.teach(outcome.max_recipients)
         # 421 is about the connection, whatever command it came to.
-        for refused in () if outcome.is_used_up else outcome.refused:
+        for refused in outcome.refused if learn and not outcome.is_used_up else ():
             rcpt = tx.envelope.rcpts[refused.position]
             self._cache.forget(_key(route, tx.session, rcpt))
             # Where all are refused the client is told so, and nobody waits for anybody else.
@@ -248,7 +258,8 @@ class SmtpRelay:
 
     def _orphaned(self, connection: Connection, tx: Transaction, outcome: Outcome) -> None:
         host = connection.host
-        self._note(connection, tx, outcome)
+        own = self._table.of_domain[tx.envelope.rcpts[0].mailbox.domain]
+        self._note(connection, tx, outcome, learn=own is not None and own.name == host.route)
         if outcome.stored:
             host.metrics.errors["orphan"].inc()
         self._log.info(

@@ -225,7 +225,7 @@ class RouteTable:
     def _name(self, domain: Domain | AddressLiteral | None) -> str | None:
         if domain is None:
             # RFC 5321 4.5.1: every server takes mail for <postmaster>
-            return self._default or next(iter(self.routes))
+            return self._default or next(iter(self._by_domain.values()), None)
         if not isinstance(domain, Domain):
             return self._default
         name = self._by_domain.get(domain)

@@ -1,0 +1,202 @@
+"""A decision record as JSON's types.
+
+Much of a record was written by strangers: addresses, HELO, header fields, the downstream's words. `to_json` gives only
+what every reader of JSON takes (finite numbers, no lone surrogate), and never raises, whatever a policy has put into
+its verdicts.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from math import isfinite
+from typing import Final, TypeAlias
+
+from gateway.decision.record import Asked, Decision, Judged, RcptAnswer
+from gateway.smtp.reply import Reply
+from gateway.verdict import Action, AddField, AuthResult, RemoveFields, Verdict
+
+Json: TypeAlias = "Mapping[str, Json] | list[Json] | str | int | float | bool | None"
+
+# What policies judge a message by, and what finds it in other logs. Not the subject: it is content, and whoever may use
+# the machine may ask on loopback.
+SHOWN_FIELDS: Final = frozenset(
+    (
+        *(b"from", b"sender", b"reply-to", b"return-path", b"date", b"message-id", b"list-id"),
+        *(b"authentication-results", b"received-spf", b"dkim-signature"),
+        *(b"arc-seal", b"arc-message-signature", b"arc-authentication-results"),
+    )
+)
+# RFC 5322 2.2.3: a line end before white space is folding
+_FIELD_END = re.compile(rb"\r\n(?![ \t])")
+# A text that a policy made may be of any size; what a person or a program reads of it need not be.
+_MAX_TEXT: Final = 2000
+
+
+def to_json(decision: Decision, *, with_header: bool = True) -> dict[str, Json]:
+    """The record in JSON's types. The keys of its first level are those of its line in the log, where that has them."""
+    session, envelope, reply = decision.session, decision.envelope, decision.reply
+    tls = session.tls
+    shown: dict[str, Json] = {
+        "tx": _text(decision.id),
+        "timestamp": _timestamp(decision.time),
+        "session": _text(session.id),
+        "client": str(session.client),
+        "port": session.port,
+        "helo": _text(session.helo),
+        "esmtp": session.esmtp,
+        "tls": _text(tls.version) if tls else "",
+        "cipher": _text(tls.cipher) if tls else "",
+        "trust": _text(session.trust),
+        "address_source": _text(session.address_source),
+        "mail_from": _text(envelope.mail_from.text) if envelope.mail_from is not None else "",
+        "body_type": _text(envelope.body_type),
+        "smtputf8": envelope.smtputf8,
+        "rcpts": [_rcpt(answer) for answer in decision.rcpts],
+        "stage": _text(decision.stage),
+        "action": _text(decision.action),
+        "policy": _text(decision.policy),
+        "reason": _text(decision.reason),
+        **_reply(reply),
+        "delivered": decision.delivered,
+        "would_be": would_be(decision),
+        "route": _text(decision.route),
+        "error": _text(decision.error),
+        "size_bytes": decision.size_bytes,
+        "digest": _text(decision.digest),
+        "duration_ms": _milliseconds(decision.duration_s),
+        "timings_ms": {_text(name): _milliseconds(spent_s) for name, spent_s in decision.timings},
+        "verdicts": [_judged(judged) for judged in decision.judged],
+        "results": [_result(result) for result in decision.results],
+        "dns": [_asked(asked) for asked in decision.dns],
+        "omitted_rcpts": decision.omitted_rcpts,
+        "omitted_verdicts": decision.omitted_judged,
+    }
+    if with_header:
+        shown["header"] = [*_fields(decision.header)]
+    return shown
+
+
+def would_be(decision: Decision) -> dict[str, Json] | None:
+    """What observed policies would have made of it: the strictest, where it is stricter than what was done."""
+    worst: Judged | None = None
+    action = Action.CONTINUE
+    for judged in decision.judged:
+        verdict: object = judged.would_be
+        if isinstance(verdict, Verdict) and verdict.action > action:
+            worst, action = judged, verdict.action
+    if worst is None or worst.would_be is None:
+        return None
+    return {
+        "policy": _text(worst.policy),
+        "stage": _text(worst.stage),
+        "rcpt": _text(worst.rcpt.mailbox.text) if worst.rcpt is not None else "",
+        **_verdict(worst.would_be),
+    }
+
+
+def _rcpt(answer: RcptAnswer) -> dict[str, Json]:
+    return {
+        "rcpt": _text(answer.rcpt.mailbox.text),
+        **_reply(answer.reply),
+        "policy": _text(answer.policy),
+        "reason": _text(answer.reason),
+    }
+
+
+def _reply(reply: object) -> dict[str, Json]:
+    if not isinstance(reply, Reply):
+        return {"code": 0, "enhanced": "", "text": ""}
+    return {"code": reply.code, "enhanced": reply.enhanced, "text": reply.text}
+
+
+def _judged(judged: Judged) -> dict[str, Json]:
+    return {
+        "policy": _text(judged.policy),
+        "stage": _text(judged.stage),
+        "rcpt": _text(judged.rcpt.mailbox.text) if judged.rcpt is not None else "",
+        "mode": _text(judged.mode),
+        **_verdict(judged.verdict),
+        "would_be": _verdict(judged.would_be) if judged.would_be is not None else None,
+        "failure": _text(judged.failure),
+        "duration_ms": _milliseconds(judged.duration_s),
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Json]:
+    action: object = verdict.action
+    return {
+        "action": action.label if isinstance(action, Action) else _text(action),
+        "reason": _text(verdict.reason),
+        **_reply(verdict.reply),
+        "results": [_result(result) for result in _tuple(verdict.results)],
+        "edits": [_edit(edit) for edit in _tuple(verdict.edits)],
+    }
+
+
+def _result(result: object) -> dict[str, Json]:
+    if not isinstance(result, AuthResult):
+        return {"method": _text(result), "result": "", "reason": "", "properties": []}
+    return {
+        "method": _text(result.method),
+        "result": _text(result.result),
+        "reason": _text(result.reason),
+        "properties": [[_text(part) for part in _tuple(pair)] for pair in _tuple(result.properties)],
+    }
+
+
+def _edit(edit: object) -> dict[str, Json]:
+    match edit:
+        case AddField():
+            return {"edit": "add", "name": _text(edit.name), "value": _text(edit.value)}
+        case RemoveFields():
+            return {"edit": "remove", "name": _text(edit.name), "value": ""}
+        case _:
+            return {"edit": _text(edit), "name": "", "value": ""}
+
+
+def _asked(asked: Asked) -> dict[str, Json]:
+    return {
+        "policy": _text(asked.policy),
+        "name": _text(asked.name),
+        "rrtype": _text(asked.rrtype),
+        "answer": _text(asked.answer),
+        "records": [_text(record) for record in asked.records],
+        "duration_ms": _milliseconds(asked.duration_s),
+    }
+
+
+def _fields(header: bytes) -> Iterator[Json]:
+    """The judged fields, unfolded; octets that are no UTF-8 as backslash, x and two digits."""
+    for field in _FIELD_END.split(header):
+        name, colon, value = field.partition(b":")
+        if colon and name.strip().lower() in SHOWN_FIELDS:
+            text = value.decode("utf-8", "backslashreplace").replace("\r\n", "").strip()
+            yield {"name": _text(name.strip().decode("utf-8", "backslashreplace")), "value": _text(text)}
+
+
+def _text(value: object) -> str:
+    """A text without lone surrogates and of a bounded length; of anything else, which type it has."""
+    if not isinstance(value, str):
+        return f"<{type(value).__name__}>"
+    if len(value) > _MAX_TEXT:
+        value = f"{value[:_MAX_TEXT]}..."
+    value = str.__str__(value)  # what a subclass makes of str() is its own affair
+    return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _tuple(value: object) -> tuple[object, ...]:
+    return value if isinstance(value, tuple) else ()
+
+
+def _milliseconds(duration_s: float) -> float:
+    milliseconds = duration_s * 1000
+    return round(milliseconds, 3) if isfinite(milliseconds) else 0.0
+
+
+def _timestamp(seconds: float) -> str:
+    """ISO 8601 in UTC with milliseconds, as in the log; such texts sort as the times do."""
+    milliseconds = int(seconds * 1000)
+    date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(milliseconds // 1000))
+    return f"{date}.{milliseconds % 1000:03}Z"

@@ -1,0 +1,179 @@
+"""A decision record for people: a few lines that say what was decided, by whom, why, and on what evidence.
+
+It takes what the admin port gave, so nothing of it is trusted: what is missing or of another type is left out, and
+what is not printable is escaped, so that no text of a stranger makes a line of its own or drives a terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+# A terminal is read by eyes; --json has all.
+_MAX_RCPTS = 20
+_MAX_VALUE = 300
+# No size and no duration is larger, and no float is inexact below.
+_MAX_NUMBER = 1e15
+
+
+def as_text(record: Mapping[str, object]) -> Iterator[str]:
+    """The lines of one record, without line ends."""
+    yield _joined(_of(record, "timestamp"), _of(record, "action"), _of(record, "tx"))
+    yield _joined(
+        "  client", _of(record, "client"), _noted(_of(record, "helo"), _of(record, "tls"), _trust(record))
+    )
+    yield f"  from <{_of(record, 'mail_from')}>"
+    rcpts = _records(record, "rcpts")
+    for rcpt in rcpts[:_MAX_RCPTS]:
+        yield _joined(f"  to <{_of(rcpt, 'rcpt')}>:", _reply(rcpt), _because(rcpt))
+    left_out = len(rcpts[_MAX_RCPTS:]) + _number(record, "omitted_rcpts")
+    if left_out:
+        yield f"  to {left_out:.0f} more"
+    yield from _decided(record)
+    for field in _records(record, "header"):
+        yield f"  {_of(field, 'name')}: {_of(field, 'value')}"
+    yield from _verdicts(record)
+    for asked in _records(record, "dns"):
+        records = ", ".join(map(_printable, _texts(asked, "records")))
+        yield _joined("  dns", _of(asked, "name"), _of(asked, "rrtype"), _of(asked, "answer"), records)
+    yield from _took(record)
+
+
+def _decided(record: Mapping[str, object]) -> Iterator[str]:
+    stage = _of(record, "stage")
+    told = _reply(record) or "nothing, the client was gone"
+    yield _joined("  answered", told, f"at {stage}" if stage else "", _because(record))
+    if error := _of(record, "error"):
+        yield f"  error {error}"
+    would_be = record.get("would_be")
+    if isinstance(would_be, dict):
+        about = f"for <{rcpt}>" if (rcpt := _of(would_be, "rcpt")) else ""
+        yield _joined(
+            "  observed only: would have been",
+            f"{_of(would_be, 'action')} at {_of(would_be, 'stage')}",
+            about,
+            _because(would_be),
+            _reply(would_be),
+        )
+
+
+def _verdicts(record: Mapping[str, object]) -> Iterator[str]:
+    verdicts = _records(record, "verdicts")
+    if verdicts:
+        yield "  verdicts"
+    for verdict in verdicts:
+        failure = _of(verdict, "failure")
+        rcpt = _of(verdict, "rcpt")
+        yield _joined(
+            f"    {_of(verdict, 'stage'):<7}",
+            f"{_of(verdict, 'policy')}:",
+            _of(verdict, "action"),
+            _of(verdict, "reason"),
+            f"for <{rcpt}>" if rcpt else "",
+            f"FAILED ({failure})" if failure else "",
+            "observed" if _of(verdict, "mode") == "observe" else "",
+            f"{_number(verdict, 'duration_ms'):g} ms",
+        )
+        yield from _findings(verdict)
+        would_be = verdict.get("would_be")
+        if isinstance(would_be, dict):
+            yield _joined(
+                "            would have been",
+                _of(would_be, "action"),
+                _of(would_be, "reason"),
+                _reply(would_be),
+            )
+            yield from _findings(would_be)
+    omitted = _number(record, "omitted_verdicts")
+    if omitted:
+        yield f"    {omitted:.0f} more"
+
+
+def _findings(verdict: Mapping[str, object]) -> Iterator[str]:
+    """What a policy found: its results, as Authentication-Results words them, and its edits."""
+    for result in _records(verdict, "results"):
+        pairs = result.get("properties")
+        shown = [
+            f"{_printable(pair[0])}={_printable(pair[1])}"
+            for pair in (pairs if isinstance(pairs, list) else [])
+            if isinstance(pair, list) and len(pair) == 2
+        ]
+        yield _joined(
+            f"            {_of(result, 'method')}={_of(result, 'result')}",
+            _noted(_of(result, "reason")),
+            *shown,
+        )
+    for edit in _records(verdict, "edits"):
+        yield _joined("           ", _of(edit, "edit"), f"{_of(edit, 'name')}:", _of(edit, "value"))
+
+
+def _took(record: Mapping[str, object]) -> Iterator[str]:
+    timings = record.get("timings_ms")
+    parts = (
+        [f"{_printable(name)} {_number(timings, name):g}" for name in timings]
+        if isinstance(timings, dict)
+        else []
+    )
+    route = _of(record, "route")
+    yield _joined(
+        f"  took {_number(record, 'duration_ms'):g} ms",
+        _noted(*parts),
+        f"{_number(record, 'size_bytes'):.0f} bytes",
+        f"route {route}" if route else "",
+    )
+
+
+def _trust(record: Mapping[str, object]) -> str:
+    trust, source = _of(record, "trust"), _of(record, "address_source")
+    return " ".join(word for word in (trust, source) if word and word not in ("untrusted", "socket"))
+
+
+def _because(record: Mapping[str, object]) -> str:
+    policy, reason = _of(record, "policy"), _of(record, "reason")
+    return f"[{_joined(policy, reason)}]" if policy or reason else ""
+
+
+def _reply(record: Mapping[str, object]) -> str:
+    code = int(_number(record, "code"))
+    return _joined(str(code), _of(record, "enhanced"), _of(record, "text")) if code else ""
+
+
+def _noted(*texts: str) -> str:
+    told = ", ".join(text for text in texts if text)
+    return f"({told})" if told else ""
+
+
+def _joined(*texts: str) -> str:
+    return " ".join(text for text in texts if text)
+
+
+def _of(record: Mapping[str, object], key: str) -> str:
+    value = record.get(key)
+    return _printable(value) if isinstance(value, str) else ""
+
+
+def _number(record: Mapping[str, object], key: str) -> float:
+    value = record.get(key)
+    return value if isinstance(value, (int, float)) and 0 <= value < _MAX_NUMBER else 0
+
+
+def _records(record: Mapping[str, object], key: str) -> list[dict[str, object]]:
+    value = record.get(key)
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def _texts(record: Mapping[str, object], key: str) -> list[object]:
+    value = record.get(key)
+    return value if isinstance(value, list) else []
+
+
+def _printable(value: object) -> str:
+    """A text on one line: printable characters as they are, all others so that they can be told from those."""
+    text = value if isinstance(value, str) else ""
+    if len(text) > _MAX_VALUE:
+        text = f"{text[:_MAX_VALUE]}..."
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(
+        char if char.isprintable() and char != "\\" else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )

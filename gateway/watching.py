@@ -1,0 +1,97 @@
+"""The watches of one message: policies that see the body while it arrives (`Policy.on_header`).
+
+None of them can touch the content: what one raises, or that it keeps the loop busy for longer than its deadline, is
+kept here as a failure that counts at EOM, and the watch gets no more blocks. The pipeline makes it, the gatekeeper
+feeds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from gateway.policy import Watch
+
+T = TypeVar("T")
+
+
+class Failure(NamedTuple):
+    """How a policy failed: a label of mxgate_policy_failures_total, and the text for the log."""
+
+    how: str
+    error: str
+
+
+class Watching:
+    """The watches of one message, each by the key of its policy.
+
+    `failures` are those that failed so far. `on_step` is told how many seconds each call took.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        on_step: Callable[[Any, float], None],
+        *,
+        is_stuffed: bool,
+    ) -> None:
+        self.failures: dict[Hashable, Failure] = {}
+        self._clock = clock
+        self._on_step = on_step
+        self._watches: dict[Hashable, Watch] = {}
+        self._left_s: dict[Hashable, float] = {}
+        # what came before the next block, in wire form; the body begins at the start of a line
+        self._before = b"\r\n" if is_stuffed else None
+
+    def add(self, key: Hashable, limit_s: float, make: Callable[[], Watch | None]) -> None:
+        """Ask one policy; its watch may keep the loop busy for `limit_s` seconds in all."""
+        self._left_s[key] = limit_s
+        watch = self._call(key, make)
+        if watch is None or key in self.failures:
+            return
+        if all(callable(getattr(watch, method, None)) for method in ("block", "end")):
+            self._watches[key] = watch
+        else:
+            self.failures[key] = Failure("verdict", f"on_header returned {type(watch).__name__}")
+
+    def __bool__(self) -> bool:
+        """Whether there is a watch, or one that failed."""
+        return bool(self._watches or self.failures)
+
+    def feed(self, block: bytes) -> None:
+        """The next block of the body, as it came on the wire."""
+        if self._before is not None:
+            # RFC 5321 4.5.2: the dot behind a line end goes; two octets are enough to see one that is cut
+            joined = self._before + block
+            block = joined.replace(b"\r\n.", b"\r\n")[len(self._before) :]
+            self._before = joined[-2:]
+        if not block:
+            return
+        for key, watch in tuple(self._watches.items()):
+            self._call(key, watch.block, block)
+
+    def end(self) -> None:
+        """The body is complete."""
+        for key, watch in tuple(self._watches.items()):
+            self._call(key, watch.end)
+
+    def _call(self, key: Hashable, function: Callable[..., T], *args: bytes) -> T | None:
+        begun = self._clock()
+        result = None
+        failure = None
+        try:
+            result = function(*args)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as exc:  # noqa: BLE001  # the barrier around a stranger's code
+            failure = Failure("exception", repr(exc))
+        took_s = self._clock() - begun
+        self._left_s[key] -= took_s
+        self._on_step(key, took_s)
+        if failure is None and self._left_s[key] < 0:
+            failure = Failure("timeout", "its watch kept the loop busy for longer than its deadline")
+        if failure is not None:
+            self.failures[key] = failure
+            self._watches.pop(key, None)
+        return result
