@@ -343,7 +343,7 @@ class Conversation:
         """What is said of a recipient before the downstream is asked; None: it is to be asked, with `asked` others."""
         pipeline = self._gate.pipeline
         group = pipeline.group_of(rcpt.mailbox.domain) if pipeline.has_overrides else pipeline.base
-        decided = self._held_refusal()
+        decided = self._held_refusal(group) if self._held else None
         if decided is None:
             decided = await pipeline.rcpt_before(open_.current(), rcpt, group, last, open_.trail)
         verdict = decided.verdict
@@ -561,10 +561,10 @@ class Conversation:
             return None
         return Answer(answer, decided.verdict.close)
 
-    def _held_refusal(self) -> Decided | None:
-        if not self._held:
-            return None
-        return max(self._held.values(), key=lambda d: d.verdict.action)
+    def _held_refusal(self, group: Group) -> Decided | None:
+        """The strictest refusal of an earlier stage, of those whose policy is enforced for this group."""
+        held = [decided for decided in self._held.values() if decided.policy in group.enforced]
+        return max(held, key=lambda decided: decided.verdict.action) if held else None
 
     def _finish(
         self,

@@ -157,6 +157,7 @@ class Group:
         "binds",
         "connect",
         "ehlo",
+        "enforced",
         "eom",
         "mail",
         "outcome",
@@ -187,6 +188,7 @@ class Group:
             step for step in steps if has_hook(type(step.policy), "on_outcome") and step.mode is not Mode.OFF
         )
         self.binds = tuple(step.policy for step in steps if step.mode is Mode.ENFORCE)
+        self.enforced = frozenset(step.name for step in steps if step.mode is Mode.ENFORCE)
 
 
 class Pipeline:

@@ -187,9 +187,15 @@ async def test_the_policies_of_overrides_live_as_long_as_the_others() -> None:
     assert life == ["start 1", "start 2", "stop 2", "stop 1"]
 
 
-async def test_a_held_refusal_is_that_of_all_domains() -> None:
-    verdicts: dict[Stage | str, Verdict] = {Stage.MAIL: defer("grey", LATER)}
-    world = World(step(Says(verdicts), Override("example.org", Mode.OFF)))
+@pytest.mark.parametrize("stage", EARLY)
+async def test_a_held_refusal_is_not_for_domains_whose_policy_is_observed_or_off(stage: Stage) -> None:
+    verdicts: dict[Stage | str, Verdict] = {stage: defer("grey", LATER)}
+    overrides = [Override("off.example", Mode.OFF), Override("observe.example", Mode.OBSERVE)]
+    world = World(step(Says(verdicts), *overrides))
     talk = await world.mail()
 
-    assert (await talk.rcpt([rcpt("b@example.org")])).replies == (LATER,)
+    answers = await talk.rcpt(
+        [rcpt("b@example.org"), rcpt("b@off.example"), rcpt("b@observe.example"), rcpt("b@example.org")]
+    )
+
+    assert answers.replies == (LATER, reply.RECIPIENT_OK, reply.RECIPIENT_OK, LATER)
