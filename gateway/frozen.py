@@ -21,6 +21,8 @@ def frozen(cls: type[T]) -> type[T]:
     made: type[T] = dataclass(frozen=True, slots=True, init=False)(cls)
 
     def new(cls: type[T], *args: Any, **kwargs: Any) -> T:
+        if not args and not kwargs:  # copy and pickle: the fields come by __setstate__
+            return object.__new__(cls)
         record = twin(*args, **kwargs)
         record.__class__ = cls
         return record

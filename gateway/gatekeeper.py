@@ -19,7 +19,7 @@ from gateway.decision import Decision, RcptAnswer
 from gateway.mail.body import Body, Spool, SpoolError
 from gateway.mail.message import EditedContent, HeaderError, HeaderReader, Message, apply_edits, split_edits
 from gateway.mail.trace import received
-from gateway.pipeline import PROCEED
+from gateway.pipeline import PROCEED, Decided
 from gateway.policy import Outcome
 from gateway.session import AddressSource, Envelope, Recipient, Session, TlsInfo, Transaction, Trust, unmapped
 from gateway.smtp import reply
@@ -31,11 +31,13 @@ from gateway.verdict import Action, AddField, HeaderEdit, Stage, Verdict
 
 if TYPE_CHECKING:
     from gateway.decision import DecisionRing
-    from gateway.pipeline import Decided, Group, Pipeline, Trail
+    from gateway.pipeline import Group, Pipeline, Trail
     from gateway.relaying import Delivery, Offer, Relay
     from gateway.services import Counter, Services
     from gateway.watching import Watching
 
+# Of the 20 s of the RCPT stage (DESIGN.md section 8)
+_VERIFY_RESERVE_S = 5.0
 # What the log shows of a transaction's recipients; the count is always complete
 _LOGGED_RCPTS = 5
 # RFC 3463 3.2: the mailbox does not exist (bad mailbox, mailbox moved, null MX)
@@ -309,8 +311,10 @@ class Conversation:
         asked: list[Recipient] = []
         words: list[_Word | None] = []
         last = gate.pipeline.rcpt_deadline()
+        # a policy that hangs takes no time from the downstream's own word
+        last_before = last - _VERIFY_RESERVE_S
         for rcpt in rcpts:
-            word = await self._before(open_, rcpt, len(asked), last)
+            word = await self._before(open_, rcpt, len(asked), last_before)
             words.append(word)
             if word is None:
                 asked.append(rcpt)
@@ -353,15 +357,15 @@ class Conversation:
         route = relay.route(rcpt.mailbox)
         if route is None:
             return _Word(reply.INTERNAL, "no_route")
+        refusal = relay.refusal(route, open_.tx.envelope)
+        if refusal is not None:
+            return _Word(refusal, "route")
         if open_.route is None or open_.group is None:
             open_.route, open_.group = route, group
         elif route != open_.route:
             return _Word(reply.TOO_MANY_RECIPIENTS, "other_route")
         elif group.binds != open_.group.binds:
             return _Word(reply.TOO_MANY_RECIPIENTS, "other_group")
-        refusal = relay.refusal(route, open_.tx.envelope)
-        if refusal is not None:
-            return _Word(refusal, "route")
         most = relay.max_recipients(route)
         if 0 < most <= len(open_.accepted) + asked:
             return _Word(reply.TOO_MANY_RECIPIENTS, "route_recipients")
@@ -563,7 +567,12 @@ class Conversation:
 
     def _held_refusal(self, group: Group) -> Decided | None:
         """The strictest refusal of an earlier stage, of those whose policy is enforced for this group."""
-        held = [decided for decided in self._held.values() if decided.policy in group.enforced]
+        held = [
+            Decided(verdict, policy)
+            for decided in self._held.values()
+            for policy, verdict in decided.refusals
+            if policy in group.enforced
+        ]
         return max(held, key=lambda decided: decided.verdict.action) if held else None
 
     def _finish(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -119,10 +119,14 @@ _Rank = tuple[_Hook, ...]
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A stage's merged verdict, and the policy that made it what it is ("" when all of them just went on)."""
+    """A stage's merged verdict, and the policy that made it what it is ("" when all of them just went on).
+
+    `refusals` are all policies that refused, with their verdicts.
+    """
 
     verdict: Verdict
     policy: str = ""
+    refusals: tuple[tuple[str, Verdict], ...] = field(default=(), compare=False)
 
 
 _Heard = tuple[_Hook, Verdict, float, str]
@@ -273,15 +277,15 @@ class Pipeline:
 
     async def connect(self, session: Session, trail: Trail | None = None) -> Decided:
         """The CONNECT stage."""
-        return await self._run(self.base.connect, 0.0, trail, session, session)
+        return await self._run(self.base.connect, 0.0, trail, session, session, is_early=True)
 
     async def ehlo(self, session: Session, trail: Trail | None = None) -> Decided:
         """The EHLO stage."""
-        return await self._run(self.base.ehlo, 0.0, trail, session, session)
+        return await self._run(self.base.ehlo, 0.0, trail, session, session, is_early=True)
 
     async def mail(self, tx: Transaction, trail: Trail | None = None) -> Decided:
         """The MAIL stage."""
-        return await self._run(self.base.mail, 0.0, trail, tx.session, tx)
+        return await self._run(self.base.mail, 0.0, trail, tx.session, tx, is_early=True)
 
     async def rcpt_before(
         self,
@@ -351,9 +355,14 @@ class Pipeline:
         session: Session,
         *args: Any,
         failed: Mapping[Hashable, Failure] | None = None,
+        is_early: bool = False,
     ) -> Decided:
-        """One stage. `last` is the end of its budget in the loop's time, 0 when it begins now."""
+        """One stage. `last` is the end of its budget in the loop's time, 0 when it begins now.
+
+        `is_early`: nobody knows the recipient, for whose domain a policy that refuses may not count; then others may.
+        """
         verdicts: list[Verdict] = []
+        refusals: list[tuple[str, Verdict]] = []
         strictest, decided_by = _CONTINUE, ""
         for rank in ranks:
             waiting: dict[asyncio.Task[Verdict], _Waiting] = {}
@@ -373,14 +382,17 @@ class Pipeline:
                     continue
                 if verdict.action > strictest:
                     strictest, decided_by = verdict.action, hook.planned.name
+                if verdict.action >= _DEFER:
+                    refusals.append((hook.planned.name, verdict))
                 if verdict.results:
                     args = _with_results(args, verdict.results)
                 verdicts.append(verdict)
-            if strictest >= _DEFER:
+            if strictest >= _DEFER and not (is_early and self.has_overrides):
                 break
         if not verdicts:
             return PROCEED
-        return Decided(verdicts[0] if len(verdicts) == 1 else merge(verdicts), decided_by)
+        merged = verdicts[0] if len(verdicts) == 1 else merge(verdicts)
+        return Decided(merged, decided_by, tuple(refusals))
 
     def _step(
         self,

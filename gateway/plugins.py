@@ -193,7 +193,7 @@ def _missing(name: str, sources: Iterable[str]) -> NoReturn:
 def _load(source: PolicySource) -> type[Policy[Any]]:
     try:
         policy = source.entry_point.load()
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise PluginError(source.name, f"cannot load it from {source}: {_authors_line(exc)}") from exc
     return _checked(source.name, policy, f"{source.entry_point.value} of {source}")
 
@@ -210,7 +210,7 @@ def _load_file(name: str, file: Path, sources: Mapping[str, PolicySource]) -> ty
     sys.modules[module.__name__] = module
     try:
         exec(compile(file.read_bytes(), str(file), "exec"), vars(module))  # noqa: S102  # the operator's own code
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         del sys.modules[module.__name__]
         raise PluginError(name, f"cannot load it from {file}: {_authors_line(exc)}") from exc
     classes = [
@@ -238,7 +238,7 @@ def _checked(name: str, policy: object, what: str) -> type[Policy[Any]]:
     return policy
 
 
-def _authors_line(exc: Exception) -> str:
+def _authors_line(exc: BaseException) -> str:
     """The last line of a traceback that is the author's, and the error: not ours, not the import system's."""
     if isinstance(exc, SyntaxError):
         return f"{exc.filename}:{exc.lineno}: {(exc.text or '').strip()}: {type(exc).__name__}: {exc.msg}"

@@ -17,6 +17,7 @@ from gateway.smtp.reply import Reply
 _FIELD_TEXT = r"[^\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]"
 _FIELD_VALUE = re.compile(rf"{_FIELD_TEXT}*(?:\r\n[ \t]+(?![ \t\r]){_FIELD_TEXT}+)*")
 _REASON = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_MAX_LINE = 998
 # RFC 5322 2.2: printable ASCII but the colon; the length is ours
 _FIELD_NAME = re.compile(r"[\x21-\x39\x3b-\x7e]{1,77}")
 
@@ -127,6 +128,9 @@ def forbidden(edit: HeaderEdit, reserved: AbstractSet[str] = frozenset()) -> str
         why = _ENGINE
     elif isinstance(edit, AddField):
         why = _entry(_NOT_ADDED, name)
+        # RFC 5322 2.1.1: a downstream may refuse the whole message for a longer line
+        if not why and max(map(len, f"{edit.name}: {edit.value}".split("\r\n"))) > _MAX_LINE:
+            why = f"has a line of more than {_MAX_LINE} characters"
     else:
         why = "" if _entry(_REMOVED, name) else "leaves as it came"
     return f"{edit.name} {why}" if why else ""

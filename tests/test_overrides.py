@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 
 import pytest
 
 from gateway.plan import Override, Step
 from gateway.policy import Mode, OnError, Policy
+from gateway.session import AddressSource, Session, Trust
 from gateway.smtp import reply
 from gateway.verdict import AddField, AuthResult, Result, Stage, Verdict, defer, proceed, reject
 from tests.fakes import STORED, Says, SaysBehind
@@ -46,6 +48,14 @@ async def test_an_exempt_client_meets_none_of_a_policys_hooks() -> None:
     assert (says.transactions, says.told) == ([], [])
     assert world.relay.delivered[0].tx.results == ()
     assert world.services.metrics.of("mxgate_policy_decisions_total") == {}
+
+
+def test_an_address_that_hides_its_clients_exempts_nobody() -> None:
+    exempt = Step(Says(ALL), 10, OnError.DEFER, exempt=(ip_network("192.0.2.0/24"), Trust.TRUSTED))
+    session = Session("S", ip_address("192.0.2.1"), 1234, trust=Trust.TRUSTED)
+
+    assert exempt.exempts(session)
+    assert not exempt.exempts(replace(session, address_source=AddressSource.HIDDEN))
 
 
 async def test_other_clients_are_judged_as_ever() -> None:
@@ -185,6 +195,30 @@ async def test_the_policies_of_overrides_live_as_long_as_the_others() -> None:
     await world.pipeline.stop()
 
     assert life == ["start 1", "start 2", "stop 2", "stop 1"]
+
+
+class SaysFirst(Says):
+    name = "first"
+
+
+class SaysSecond(Says):
+    name = "second"
+
+
+class SaysLast(Says):
+    name = "last"
+    after = ("first",)
+
+
+@pytest.mark.parametrize("other", [SaysSecond, SaysLast])
+@pytest.mark.parametrize("stage", EARLY)
+async def test_a_refusal_of_one_policy_does_not_hide_that_of_another(stage: Stage, other: type[Says]) -> None:
+    first = step(SaysFirst({stage: reject("a", NEVER)}), Override("free.example", Mode.OFF))
+    talk = await World(first, step(other({stage: defer("b", LATER)}))).mail()
+
+    answers = await talk.rcpt([rcpt("x@example.org"), rcpt("a@free.example")])
+
+    assert answers.replies == (NEVER, LATER)
 
 
 @pytest.mark.parametrize("stage", EARLY)

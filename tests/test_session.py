@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import FrozenInstanceError, replace
 from ipaddress import ip_address
 
@@ -111,3 +113,12 @@ def test_notes_are_no_part_of_what_a_transaction_is() -> None:
 
     assert tx == same
     assert "hidden" not in repr(tx)
+
+
+def test_records_can_be_copied_and_pickled_and_not_changed() -> None:
+    session = Session("S", ip_address("192.0.2.1"), 1234)
+
+    for other in (copy.copy(session), copy.deepcopy(session), pickle.loads(pickle.dumps(session))):
+        assert other == session
+    with pytest.raises(FrozenInstanceError):
+        session.port = 25  # type: ignore[misc]

@@ -256,3 +256,11 @@ def test_only_what_is_ours_is_taken_out(name: str, is_allowed: bool) -> None:
 def test_the_engines_own_fields_are_reserved(edit: AddField | RemoveFields) -> None:
     assert forbidden(edit) == ("" if isinstance(edit, AddField) else "x-jail leaves as it came")
     assert forbidden(edit, frozenset({"x-jail"})) == f"{edit.name} is written by the engine"
+
+
+def test_a_line_that_downstreams_may_refuse_is_not_added() -> None:
+    fits = "x" * (998 - len("X-A: "))
+
+    assert forbidden(AddField("X-A", f"{fits}\r\n {fits}")) == ""
+    assert forbidden(AddField("X-A", f"{fits}x")) == "X-A has a line of more than 998 characters"
+    assert forbidden(AddField("X-A", f"a\r\n {'x' * 998}")) == "X-A has a line of more than 998 characters"

@@ -394,7 +394,10 @@ class Connection(asyncio.Protocol):
             self,
             listener.codes,
             tls_active=self._implicit_tls,
-            allow_bare_lf=bool(bare_lf) and any(client in network for network in bare_lf),
+            # an address that hides its clients is nobody's own device
+            allow_bare_lf=bool(bare_lf)
+            and source is not _HIDDEN
+            and any(client in network for network in bare_lf),
         )
         if self._implicit_tls:
             # the ClientHello is the TLS layer's
@@ -680,6 +683,10 @@ class Connection(asyncio.Protocol):
         # the ClientHello must not be read as a command
         self._transport.pause_reading()
         self._flush()
+        if self._writing_paused:
+            # nobody who wants TLS leaves so many replies unread; and this transport will not tell when they are read
+            self._server.close("tls")
+            return
         self._await(self._handshake(), self._handshake_ended)
 
     async def _handshake(self) -> bool:
@@ -700,6 +707,7 @@ class Connection(asyncio.Protocol):
             return False
         listener.handshakes["done"].inc()
         self._transport = transport
+        self._writing_paused = self._reading_paused = False
         self._conversation.reset()
         self._conversation.tls_started(_describe(transport.get_extra_info("ssl_object")))
         return True

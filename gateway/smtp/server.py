@@ -46,6 +46,11 @@ MAX_LINE = 512
 MAX_ENVELOPE_LINE = 2048
 # RFC 5321 4.5.3.1.8 asks for pipelined RCPTs of any number; the relay asks for at most this many in one write
 MAX_BATCH = 8
+# What is kept of each recipient that was refused ends here: an honest list of this length comes in several transactions
+MAX_REFUSED = 1000
+# A message in pieces this small is no message: each costs a command, a reply and a look at all that is buffered
+MAX_SMALL_CHUNKS = 1000
+_SMALL_CHUNK = 512
 _CR, _LF = b"\r\n"  # as numbers: `in` then is one memchr, and nothing else
 
 
@@ -197,9 +202,11 @@ class Server:
         "_offered",
         "_output",
         "_recipients",
+        "_refused",
         "_settings",
         "_skip_reply",
         "_skipping_line",
+        "_small_chunks",
         "_smtputf8",
         "_state",
         "_tls_active",
@@ -225,9 +232,11 @@ class Server:
         self._due = _DUE_NOTHING
         self._offered: frozenset[Extension] = frozenset()
         self._smtputf8 = False  # of the open transaction
-        self._recipients = 0  # of the open transaction
+        self._recipients = 0  # of the open transaction, accepted
+        self._refused = 0  # of the open transaction
         self._content: DataDecoder | BdatDecoder | None = None
         self._chunk_bytes = 0
+        self._small_chunks = 0  # of the open transaction
         self._is_last_chunk = False
         self._after_skip = _STATE_START
         self._skip_reply = reply.NO_RECIPIENTS
@@ -314,6 +323,8 @@ class Server:
             if answer.is_positive:
                 self._state = _STATE_MAIL
                 self._recipients = 0
+                self._refused = 0
+                self._small_chunks = 0
         elif due is _DUE_CONTENT_BEGINS:
             if self._state is _STATE_CHUNK:
                 # RFC 3030 2: the octets are on their way whatever the reply is
@@ -341,8 +352,9 @@ class Server:
             if answer.code < 400:
                 self._recipients += 1
                 self._state = _STATE_RCPT
-            elif answer.code >= 500:
-                errors += 1
+            else:
+                self._refused += 1
+                errors += answer.code >= 500
             self._say(answer)
         self._unknown += unknown
         if close:
@@ -443,20 +455,20 @@ class Server:
             end = buffer.find(b"\n")
             if end < 0:
                 if self._skipping_line:
-                    self._buffer = b""
+                    self._buffer = buffer[-1:]  # it may be the CR of the end
                 elif len(buffer) > MAX_ENVELOPE_LINE:
-                    self._buffer = b""
+                    self._buffer = buffer[-1:]
                     self._skipping_line = True
                     self._too_long()
                 return None
             line = buffer[:end]
             self._buffer = buffer[end + 1 :]
-            if self._skipping_line:
-                self._skipping_line = False
-                continue
             if line[-1:] != b"\r":
                 self.close("line_end", reply.LINE_END)
                 return None
+            if self._skipping_line:
+                self._skipping_line = False
+                continue
             if end > MAX_LINE - 1 and (
                 end > MAX_ENVELOPE_LINE - 1 or line[:4].upper() not in (b"MAIL", b"RCPT")
             ):
@@ -543,7 +555,7 @@ class Server:
             self._refuse(reply.RCPT_AFTER_BDAT)
             return
         room = self._settings.max_recipients - self._recipients
-        if room <= 0:
+        if room <= 0 or self._refused >= MAX_REFUSED:
             # RFC 5321 4.5.3.1.10: the client sends to the others in another transaction
             if not self._is_only_talking():
                 self._say(reply.TOO_MANY_RECIPIENTS)
@@ -588,6 +600,10 @@ class Server:
         if (refusal := _NOT_READY_FOR_CONTENT.get(self._state)) is not None:
             self._skip_chunk(refusal, self._state)
             return
+        self._small_chunks += command.size_bytes < _SMALL_CHUNK
+        if self._small_chunks > MAX_SMALL_CHUNKS:
+            self.close("commands", reply.TOO_MANY_COMMANDS)
+            return
         is_first = self._state is not _STATE_BDAT
         if is_first:
             self._content = BdatDecoder(
@@ -602,6 +618,10 @@ class Server:
 
     def _skip_chunk(self, answer: Reply, after: _State) -> None:
         """RFC 3030 2: the octets of a refused chunk come all the same; they are dropped and then `answer` is said."""
+        if self._chunk_bytes > self._settings.max_message_bytes:
+            # nobody waits for the end of what nobody may send
+            self.close("content", answer)
+            return
         self._skip_reply, self._after_skip = answer, after
         self._state = _STATE_SKIP
         self._content = None

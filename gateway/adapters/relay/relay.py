@@ -127,7 +127,11 @@ class SmtpRelay:
             replies.append(reply or DOWNSTREAM_TROUBLE)
         if missing:
             # From here on it may suspend.
-            deadline = min(last, self._loop.time() + self._settings.verify_timeout_s)
+            now = self._loop.time()
+            if last <= now:
+                # no connection is taken, and perhaps broken, for what cannot be done any more
+                return replies
+            deadline = min(last, now + self._settings.verify_timeout_s)
             unknown = [rcpts[position] for position in missing]
             asked = await self._ask(route, session, envelope, unknown, deadline)
             for position, answer in zip(missing, asked, strict=True):
