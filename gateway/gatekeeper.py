@@ -367,6 +367,9 @@ class Conversation:
         elif group.binds != open_.group.binds:
             return _Word(reply.TOO_MANY_RECIPIENTS, "other_group")
         most = relay.max_recipients(route)
+        if apart := self._gate.settings.quarantine_route:
+            # nobody knows yet whether the message goes there, and then it goes there as a whole
+            most = min(filter(None, (most, relay.max_recipients(apart))), default=0)
         if 0 < most <= len(open_.accepted) + asked:
             return _Word(reply.TOO_MANY_RECIPIENTS, "route_recipients")
         return None

@@ -369,8 +369,10 @@ class Pipeline:
             here = self._step(rank, session, args, waiting, failed)
             if waiting:
                 # nobody asks for the time before somebody waits
-                last = last or self._loop.time() + STAGE_BUDGET_S[rank[0].stage]
-                here += await self._wait(waiting, last)
+                now = self._loop.time()
+                last = last or now + STAGE_BUDGET_S[rank[0].stage]
+                # each rank leaves their share to those behind it
+                here += await self._wait(waiting, now + (last - now) / (len(ranks) - ranks.index(rank)))
                 here.sort(key=lambda heard: rank.index(heard[0]))
             for heard in here:
                 hook, verdict, took_s, _ = heard

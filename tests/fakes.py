@@ -185,6 +185,7 @@ class FakeRelay:
         self.routes: dict[str, str | None] = {}  # by domain
         self.refusals: dict[str, Reply] = {}  # by route
         self.most = 0  # recipients of one transaction
+        self.limits: dict[str, int] = {}  # the same by route
         self.words: dict[str, Reply] = {}  # the downstream's, by mailbox
         self.delivery = Delivery(STORED, stored=True)
         self.error: Exception | None = None  # raised by deliver: a defect
@@ -208,7 +209,7 @@ class FakeRelay:
         return self.refusals.get(route)
 
     def max_recipients(self, route: str) -> int:
-        return self.most
+        return self.limits.get(route, self.most)
 
     def state(self) -> Mapping[str, object]:
         return {}

@@ -694,6 +694,29 @@ async def test_all_policies_of_a_stage_share_its_budget(
     assert failures == {(name, stage, "timeout"): 1 for name in ("first", "second", "third")}
 
 
+async def test_a_rank_that_hangs_leaves_those_behind_it_their_share(
+    services: FakeServices, loop_time: LoopTime
+) -> None:
+    gate = asyncio.Event()
+
+    async def waits_a_little() -> Verdict:
+        await gate.wait()
+        return reject("bad", NEVER)
+
+    budget = STAGE_BUDGET_S[Stage.EOM]
+    steps = [
+        policy("hangs", Hang(), stages=[Stage.EOM], timeout_s=budget),
+        policy("judges", waits_a_little, stages=[Stage.EOM], timeout_s=budget, after=("hangs",)),
+    ]
+    running = asyncio.ensure_future(run_stage(Pipeline(steps, services), Stage.EOM))
+    await turns()
+    loop_time.advance(budget / 2)
+    await turns()
+    gate.set()
+
+    assert await running == Decided(reject("bad", NEVER), "judges")
+
+
 async def test_a_policy_that_ignores_its_cancellation_is_not_waited_for(
     services: FakeServices, loop_time: LoopTime
 ) -> None:

@@ -12,7 +12,7 @@ from gateway.smtp import reply
 from gateway.smtp.reply import Reply
 from gateway.verdict import AddField, RemoveFields, Stage, proceed, quarantine
 from tests.fakes import STORED, Says
-from tests.world import MESSAGE, RECEIVED, World
+from tests.world import MESSAGE, RECEIVED, World, rcpt
 
 FIELD = b"X-Mxgate-Quarantine: spam\r\n"
 REFUSALS = [
@@ -107,3 +107,11 @@ async def test_an_observed_policy_puts_nothing_into_quarantine() -> None:
     assert world.relay.delivered_to == [""]
     assert world.relay.delivered[0].message == RECEIVED + MESSAGE
     assert world.services.metrics["mxgate_policy_would_total", "says", "eom", "quarantine"] == 1
+
+
+async def test_a_message_has_no_more_recipients_than_the_quarantine_takes() -> None:
+    world = world_of("quarantine")
+    world.relay.limits = {"quarantine": 1}
+    talk = await world.rcpt("b@example.org")
+
+    assert (await talk.rcpt([rcpt("c@example.org")])).replies == (reply.TOO_MANY_RECIPIENTS,)
