@@ -6,6 +6,8 @@ It logs the client's address of each connection as it has read it from the heade
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from tests.e2e.machine import require
@@ -32,33 +34,29 @@ backend downstream
 """
 
 
-class HAProxy:
-    """Runs from construction to `close`; the test is skipped where there is none.
+class HAProxyProcess:
+    """An HAProxy with this configuration from construction to `close`; the test is skipped where there is none.
 
-    `downstream` has to read the PROXY header.
+    `addresses` are those on which it has to listen before it counts as started.
     """
 
-    def __init__(self, downstream: Address, directory: Path) -> None:
+    def __init__(self, configuration: str, directory: Path, addresses: Iterable[Address]) -> None:
         require(program=_PROGRAM)
-        self.address: Address = (LOOPBACK, free_port())
-        host, port = self.address
-        configuration = directory / "haproxy.cfg"
-        configuration.write_text(
-            _CONFIGURATION.format(address=host, port=port, downstream=f"{downstream[0]}:{downstream[1]}"),
-            encoding="utf-8",
-        )
+        file = directory / "haproxy.cfg"
+        file.write_text(configuration, encoding="utf-8")
         self._log_file = directory / "haproxy.log"
         self._log = self._log_file.open("wb")
         self._process = subprocess.Popen(
             # -db: in the foreground
-            [_PROGRAM, "-db", "-f", str(configuration)],
+            [_PROGRAM, "-db", "-f", str(file)],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,
         )
         try:
-            wait_until(lambda: is_listening(self.address), within_s=10, what="HAProxy listens")
+            for address in addresses:
+                wait_until(partial(is_listening, address), within_s=10, what="HAProxy listens")
         except AssertionError as exc:
             self.close()
             raise AssertionError(f"{exc}\n{self.log()}") from exc
@@ -76,8 +74,20 @@ class HAProxy:
             self._log.close()
 
     def log(self) -> str:
-        """What it wrote so far."""
+        """What it wrote so far: servers that went down or up among it."""
         return self._log_file.read_text(encoding="utf-8", errors="replace")
+
+
+class HAProxy(HAProxyProcess):
+    """Wants the PROXY header; `downstream` has to read one, too."""
+
+    def __init__(self, downstream: Address, directory: Path) -> None:
+        self.address: Address = (LOOPBACK, free_port())
+        host, port = self.address
+        configuration = _CONFIGURATION.format(
+            address=host, port=port, downstream=f"{downstream[0]}:{downstream[1]}"
+        )
+        super().__init__(configuration, directory, [self.address])
 
     def clients(self) -> set[str]:
         """The clients' addresses of the connections so far, as the PROXY headers said."""
