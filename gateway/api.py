@@ -1,7 +1,11 @@
 """Everything that a policy may import. Nothing else of `gateway` but `gateway.testing` is public."""
 
+from gateway.lookup import BUDGET, Answer, Asked, Found, Lookup, Mx, Question, RRType, ask
+from gateway.mail.author import AuthorError, AuthorFault, author_domain
+from gateway.mail.digest import BodyDigest, BodyDigests, Canonicalization
+from gateway.mail.message import Field, Header, Message
 from gateway.policy import NoSettings, OnError, Outcome, Policy, Watch
-from gateway.services import Clock, Log, Metrics, Services
+from gateway.services import Clock, Log, Metrics, Resolver, Services
 from gateway.session import AddressSource, Envelope, Recipient, Session, Slot, Transaction, Trust
 from gateway.smtp.address import AddressError, AddressLiteral, Domain, Mailbox, parse_forward_path
 from gateway.smtp.reply import Reply
@@ -9,6 +13,7 @@ from gateway.verdict import (
     Action,
     AddField,
     AuthResult,
+    Evidence,
     HeaderEdit,
     RemoveFields,
     Result,
@@ -21,26 +26,44 @@ from gateway.verdict import (
 )
 
 __all__ = [
+    "BUDGET",
     "Action",
     "AddField",
     "AddressError",
     "AddressLiteral",
     "AddressSource",
+    "Answer",
+    "Asked",
     "AuthResult",
+    "AuthorError",
+    "AuthorFault",
+    "BodyDigest",
+    "BodyDigests",
+    "Canonicalization",
     "Clock",
     "Domain",
     "Envelope",
+    "Evidence",
+    "Field",
+    "Found",
+    "Header",
     "HeaderEdit",
     "Log",
+    "Lookup",
     "Mailbox",
+    "Message",
     "Metrics",
+    "Mx",
     "NoSettings",
     "OnError",
     "Outcome",
     "Policy",
+    "Question",
+    "RRType",
     "Recipient",
     "RemoveFields",
     "Reply",
+    "Resolver",
     "Result",
     "Services",
     "Session",
@@ -50,6 +73,8 @@ __all__ = [
     "Trust",
     "Verdict",
     "Watch",
+    "ask",
+    "author_domain",
     "defer",
     "parse_forward_path",
     "proceed",

@@ -125,7 +125,7 @@ class Worker:
         self._log = log
         self._metrics = metrics
         clock: Clock = SystemClock()
-        self._services = Services(clock, log, metrics)
+        self._services = Services(clock, log, metrics, None)  # type: ignore[arg-type]  # adapters/dns comes
         self._planned = planned
         self._stop = asyncio.Event()
         self._parent_died = False

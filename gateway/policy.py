@@ -25,7 +25,7 @@ from gateway.verdict import Stage, Verdict, proceed
 
 if TYPE_CHECKING:
     from gateway.services import Services
-    from gateway.session import Recipient, Session, Transaction
+    from gateway.session import Recipient, Session, Transaction, Trust
     from gateway.smtp.reply import Reply
 
 S = TypeVar("S")
@@ -87,6 +87,8 @@ class Policy(Generic[S]):
     """RFC 8601 method; lets the engine record temperror when the policy fails."""
     on_error: ClassVar[OnError] = OnError.CONTINUE
     """Default for the operator's key of this name."""
+    exempt: ClassVar[tuple[Trust, ...]] = ()
+    """Default for the operator's key of this name: whom the policy says nothing about."""
     timeout_s: ClassVar[float] = 10.0
     """Default for the operator's key of this name: seconds for one hook."""
 
@@ -117,7 +119,10 @@ class Policy(Generic[S]):
         return proceed()
 
     def on_header(self, tx: Transaction) -> Watch | None:
-        """The header is complete and the body begins: who wants to see it arrive returns a Watch. No I/O."""
+        """The header is complete and the body begins: who wants to see it arrive returns a Watch. No I/O.
+
+        The place for `tx.message.digests.want(...)` and `services.dns.prefetch(...)`.
+        """
 
     async def on_eom(self, tx: Transaction) -> Verdict:
         """The whole message is here; `tx.results` has what those found that this policy `requires` or comes `after`."""

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from gateway.lookup import Lookup
+    from gateway.session import Transaction
+
+T = TypeVar("T")
 
 
 class Clock(Protocol):
@@ -73,10 +79,39 @@ class Metrics(Protocol):
     ) -> Histograms: ...
 
 
+class Resolver(Protocol):
+    """DNS. What is asked for one transaction is remembered with it: one question has one answer, failures too."""
+
+    async def run(
+        self,
+        lookup: Lookup[T],
+        tx: Transaction | None = None,
+        *,
+        timeout_s: float | None = None,
+        own_budget: bool = False,
+    ) -> T:
+        """Drive a Lookup to its end, which it always reaches: behind its time every answer is OUT_OF_TIME.
+
+        It has `timeout_s` seconds, and never more than leaves the policy that asks time to judge; without `tx` or
+        with `own_budget` what it takes is not charged to the time that a message has for questions of strangers.
+        Does not suspend while the cache has all answers.
+        """
+
+    def prefetch(self, lookup: Lookup[object], tx: Transaction, *, own_budget: bool = False) -> None:
+        """Begin what `run` will be asked at a later stage; for `on_header`. Raises nothing, promises nothing."""
+
+
 @dataclass(frozen=True, slots=True)
-class Services:
-    """Everything that a policy may use beside its settings."""
+class Instruments:
+    """What every part of the gateway works with."""
 
     clock: Clock
     log: Log
     metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Services(Instruments):
+    """Everything that a policy may use beside its settings."""
+
+    dns: Resolver

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import Protocol
 
 from gateway.smtp.reply import Reply
 
@@ -142,12 +143,20 @@ def _entry(table: Mapping[str, str], name: str) -> str:
     return next(entries, "")
 
 
+class Evidence(Protocol):
+    """What a policy has seen and tried, kept small and put into words only when somebody asks."""
+
+    def lines(self) -> Sequence[str]:
+        """One finding a line; text from outside as it is, whoever prints it escapes it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """One policy's decision at one stage.
 
     `reason` is a stable token ([a-z0-9_]) for logs and metrics. `reply` is given to the client when the action
-    is DEFER (4xx) or REJECT (5xx). `close` ends the connection behind that reply.
+    is DEFER (4xx) or REJECT (5xx). `close` ends the connection behind that reply. `evidence` is for those who ask
+    why (`mxgate explain`, decision records); it does not outlive a merge.
     """
 
     action: Action
@@ -156,6 +165,7 @@ class Verdict:
     results: tuple[AuthResult, ...] = ()
     edits: tuple[HeaderEdit, ...] = ()
     close: bool = False
+    evidence: Evidence | None = None
 
     def __post_init__(self) -> None:
         if self.reason and not _REASON.fullmatch(self.reason):
@@ -175,29 +185,51 @@ _PROCEED = Verdict(Action.CONTINUE)
 
 
 def proceed(
-    *, reason: str = "", results: Sequence[AuthResult] = (), edits: Sequence[HeaderEdit] = ()
+    *,
+    reason: str = "",
+    results: Sequence[AuthResult] = (),
+    edits: Sequence[HeaderEdit] = (),
+    evidence: Evidence | None = None,
 ) -> Verdict:
     """Go on; what was found may be reported all the same."""
-    if not (reason or results or edits):
+    if not (reason or results or edits or evidence):
         return _PROCEED
-    return Verdict(Action.CONTINUE, reason, results=tuple(results), edits=tuple(edits))
+    return Verdict(Action.CONTINUE, reason, results=tuple(results), edits=tuple(edits), evidence=evidence)
 
 
 def quarantine(
-    reason: str, *, results: Sequence[AuthResult] = (), edits: Sequence[HeaderEdit] = ()
+    reason: str,
+    *,
+    results: Sequence[AuthResult] = (),
+    edits: Sequence[HeaderEdit] = (),
+    evidence: Evidence | None = None,
 ) -> Verdict:
     """Deliver the message apart (EOM only)."""
-    return Verdict(Action.QUARANTINE, reason, results=tuple(results), edits=tuple(edits))
+    return Verdict(Action.QUARANTINE, reason, results=tuple(results), edits=tuple(edits), evidence=evidence)
 
 
-def defer(reason: str, reply: Reply, *, results: Sequence[AuthResult] = (), close: bool = False) -> Verdict:
+def defer(
+    reason: str,
+    reply: Reply,
+    *,
+    results: Sequence[AuthResult] = (),
+    close: bool = False,
+    evidence: Evidence | None = None,
+) -> Verdict:
     """Refuse for now; `reply` is a 4xx."""
-    return Verdict(Action.DEFER, reason, reply, tuple(results), close=close)
+    return Verdict(Action.DEFER, reason, reply, tuple(results), close=close, evidence=evidence)
 
 
-def reject(reason: str, reply: Reply, *, results: Sequence[AuthResult] = (), close: bool = False) -> Verdict:
+def reject(
+    reason: str,
+    reply: Reply,
+    *,
+    results: Sequence[AuthResult] = (),
+    close: bool = False,
+    evidence: Evidence | None = None,
+) -> Verdict:
     """Refuse for good; `reply` is a 5xx."""
-    return Verdict(Action.REJECT, reason, reply, tuple(results), close=close)
+    return Verdict(Action.REJECT, reason, reply, tuple(results), close=close, evidence=evidence)
 
 
 def merge(verdicts: Iterable[Verdict]) -> Verdict:

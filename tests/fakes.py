@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
+from gateway.lookup import Lookup, Question
 from gateway.pipeline import Pipeline
 from gateway.plan import RECIPIENT, Step
 from gateway.policy import NoSettings, OnError, Outcome, Policy
@@ -22,7 +23,10 @@ from gateway.smtp import reply
 from gateway.smtp.address import Mailbox
 from gateway.smtp.content import unstuff
 from gateway.smtp.reply import Reply
+from gateway.testing import Zone
 from gateway.verdict import Stage, Verdict, proceed
+
+T = TypeVar("T")
 
 STORED = Reply(250, "2.0.0", "Stored as 1")
 """What the downstream says behind the dot unless a test wants something else."""
@@ -149,6 +153,29 @@ class FakeMetrics:
         return _Family(self, name, labels)
 
 
+class FakeDns:
+    """Answers from a zone at once; `prefetched` are the questions that were asked ahead."""
+
+    def __init__(self, zone: Zone | None = None) -> None:
+        self.zone = zone or Zone()
+        self.prefetched: list[Question] = []
+
+    async def run(
+        self,
+        lookup: Lookup[T],
+        tx: Transaction | None = None,
+        *,
+        timeout_s: float | None = None,
+        own_budget: bool = False,
+    ) -> T:
+        return self.zone.run(lookup)
+
+    def prefetch(self, lookup: Lookup[object], tx: Transaction, *, own_budget: bool = False) -> None:
+        before = len(self.zone.trail)
+        self.zone.run(lookup)
+        self.prefetched += [asked.question for asked in self.zone.trail[before:]]
+
+
 @dataclass(frozen=True)
 class FakeServices(Services):
     """Services whose parts are known to be fakes: `FakeServices.make()`."""
@@ -156,6 +183,7 @@ class FakeServices(Services):
     clock: FakeClock = field(default_factory=FakeClock)
     log: FakeLog = field(default_factory=FakeLog)
     metrics: FakeMetrics = field(default_factory=FakeMetrics)
+    dns: FakeDns = field(default_factory=FakeDns)
 
 
 @dataclass(frozen=True)

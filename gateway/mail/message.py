@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gateway.errors import GatewayError
 from gateway.mail.body import Body
+from gateway.mail.digest import BodyDigests
 from gateway.smtp.content import stuff, unstuff
 from gateway.verdict import AddField, HeaderEdit
 
@@ -177,6 +178,7 @@ class Message:
 
     header: Header
     body: Body
+    digests: BodyDigests = field(default_factory=BodyDigests)
 
     @property
     def size_bytes(self) -> int:

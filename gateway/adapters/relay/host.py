@@ -14,7 +14,7 @@ from gateway.adapters.relay.connection import Connection
 from gateway.adapters.relay.opening import NoConnectionError, Opener
 from gateway.adapters.relay.pool import DismissedError, Pool, PoolMetrics
 from gateway.adapters.relay.settings import HostSettings, Identity, RelaySettings, RouteSettings
-from gateway.services import Counter, Metrics, Services
+from gateway.services import Counter, Instruments, Metrics
 from gateway.session import Session
 from gateway.smtp.client import Capabilities
 
@@ -81,7 +81,7 @@ class Host:
         at: HostSettings,
         route: RouteSettings,
         settings: RelaySettings,
-        services: Services,
+        services: Instruments,
         changed: Callable[[], None],
     ) -> None:
         self.name = str(at)

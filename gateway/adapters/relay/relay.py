@@ -17,7 +17,7 @@ from gateway.adapters.relay.pool import refusals_left
 from gateway.adapters.relay.route import Retry, Route, RouteTable
 from gateway.adapters.relay.settings import RelaySettings
 from gateway.relaying import Content, Delivery, Offer
-from gateway.services import Clock, Log, Metrics, Services
+from gateway.services import Clock, Instruments, Log, Metrics
 from gateway.session import Envelope, Recipient, Session, Transaction
 from gateway.smtp.address import Mailbox
 from gateway.smtp.client import Outcome, Verified
@@ -47,7 +47,7 @@ class SmtpRelay:
         self._settings = settings
         self._clock = clock
         self._log = log
-        self._table = RouteTable(settings, Services(clock, log, metrics))
+        self._table = RouteTable(settings, Instruments(clock, log, metrics))
         self._dialogues = Dialogues(settings, clock, self._orphaned)
         self._cache = RecipientCache(
             clock,

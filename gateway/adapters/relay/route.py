@@ -24,7 +24,7 @@ from gateway.adapters.relay.settings import (
     RouteSettings,
 )
 from gateway.relaying import Offer
-from gateway.services import Services
+from gateway.services import Instruments
 from gateway.session import Session
 from gateway.smtp.address import AddressLiteral, Domain
 
@@ -41,7 +41,7 @@ class Route:
         self,
         route: RouteSettings,
         settings: RelaySettings,
-        services: Services,
+        services: Instruments,
         changed: Callable[[], None],
     ) -> None:
         self.name = route.name
@@ -202,7 +202,7 @@ class _Found(dict["Domain | AddressLiteral | None", "Route | None"]):
 class RouteTable:
     """All routes by recipient, and their common offer."""
 
-    def __init__(self, settings: RelaySettings, services: Services) -> None:
+    def __init__(self, settings: RelaySettings, services: Instruments) -> None:
         self.offer = Offer(eightbitmime=True, smtputf8=False, dsn=False, size=0)
         self.routes: dict[str, Route] = {}
         self._by_domain: dict[str, str] = {}

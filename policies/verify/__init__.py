@@ -1,0 +1,1 @@
+"""The pure verifiers that the policies share: parse, evaluate and format apart; no policy, no network."""
