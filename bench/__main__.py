@@ -3,12 +3,13 @@
 import signal
 import sys
 
-from bench import forward
+from bench import forward, store
 
 USAGE = """\
 usage: python -m bench [NAME [OPTION ...]]      without a name: all of them
 
-  forward     CPU per forwarded message and memory per connection, beside peers; options: forward --help"""
+  forward     CPU per forwarded message and memory per connection, beside peers; options: forward --help
+  store       CPU and latency of a question to each store, octets per entry; --quick for a look"""
 
 
 def main(arguments: list[str]) -> int:
@@ -17,9 +18,13 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     match arguments:
         case []:
+            store.main([])
             return forward.main([])
         case ["forward", *options]:
             return forward.main(options)
+        case ["store", *options]:
+            store.main(options)
+            return 0
         case ["-h" | "--help"]:
             print(USAGE)
             return 0

@@ -50,10 +50,12 @@ from gateway.decision import DecisionRing, DecisionsAnswer, FilterError
 from gateway.errors import GatewayError
 from gateway.gatekeeper import Gatekeeper, GatekeeperSettings
 from gateway.mail.body import Spool, SpoolError
+from gateway.open_store import WorkerStore
 from gateway.pipeline import Pipeline
 from gateway.plan import PlanError
 from gateway.services import Clock, Log, Services
 from gateway.smtp.server import ServerSettings
+from gateway.store import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,6 +129,7 @@ class Worker:
         clock: Clock = SystemClock()
         self._services = Services(clock, log, metrics, None)  # type: ignore[arg-type]  # adapters/dns comes
         self._planned = planned
+        self._store = WorkerStore(config.state, [each.policy for each in planned], self._services)
         self._stop = asyncio.Event()
         self._parent_died = False
         self._channel: Channel | None = None
@@ -173,6 +176,10 @@ class Worker:
             tls,
         )
         try:
+            await self._store.start()
+        except StoreError as exc:
+            raise StartError(f"the store cannot be opened: {exc}") from exc
+        try:
             await pipeline.start()
         except Exception as exc:
             raise StartError(f"a policy did not start: {exc}") from exc
@@ -186,6 +193,7 @@ class Worker:
         await listener.drain(0.0 if self._parent_died else config.server.drain_timeout_s)
         await relay.close()
         await pipeline.stop()
+        await self._store.close()
         if self._pushing is not None:
             self._pushing.cancel()
         self._channel.send(MetricsPush(self._metrics.snapshot()))
@@ -220,7 +228,7 @@ class Worker:
         steps = []
         for planned in self._planned:
             try:
-                steps.append(planned.step(self._services))
+                steps.append(planned.step(self._store.services_for(planned.policy)))
             except Exception as exc:
                 raise StartError(f"policy {planned.name}: {exc}") from exc
         reserved = frozenset([self._config.quarantine.header.lower()])
@@ -249,6 +257,8 @@ class Worker:
             detail["clients"] = cast("Json", self._listener.state())
         if self._relay is not None:
             detail["relay"] = cast("Json", self._relay.state())
+        if (store := self._store.detail()) is not None:
+            detail["store"] = cast("Json", store)
         return detail
 
     def _push(self) -> None:

@@ -18,7 +18,17 @@ from typing import Any, Concatenate, NoReturn, ParamSpec
 import click
 
 from gateway import __version__
-from gateway.config import Config, ConfigError, Mode, Problem, check_files, dotted, load, print_problems
+from gateway.config import (
+    Config,
+    ConfigError,
+    Mode,
+    Problem,
+    check_files,
+    check_state_file,
+    dotted,
+    load,
+    print_problems,
+)
 from gateway.plugins import DEFAULT_PLAN, PlannedPolicy, PluginError, installed
 from gateway.plugins import plan as make_plan
 
@@ -178,6 +188,8 @@ def _checked(config: Config) -> tuple[PlannedPolicy, ...]:
         problems += exc.problems
     try:
         planned = make_plan(config)
+        if any(each.policy.needs_store for each in planned):
+            check_state_file(config)
     except ConfigError as exc:
         problems += exc.problems
     if problems:

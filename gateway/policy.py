@@ -91,6 +91,8 @@ class Policy(Generic[S]):
     """Default for the operator's key of this name: whom the policy says nothing about."""
     timeout_s: ClassVar[float] = 10.0
     """Default for the operator's key of this name: seconds for one hook."""
+    needs_store: ClassVar[bool] = False
+    """Whether it uses `services.store`; a store is opened only where a policy of the plan does."""
 
     def __init__(self, settings: S, services: Services) -> None:
         self.settings = settings

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from gateway.store import Keyspace, NoStore
 
 if TYPE_CHECKING:
     from gateway.lookup import Lookup
     from gateway.session import Transaction
+    from gateway.store import Operation, Page
 
 T = TypeVar("T")
 
@@ -101,6 +105,20 @@ class Resolver(Protocol):
         """Begin what `run` will be asked at a later stage; for `on_header`. Raises nothing, promises nothing."""
 
 
+class Store(Protocol):
+    """What is kept between messages, shared by workers and machines; policies see their Keyspace of it."""
+
+    async def run(self, operations: Sequence[Operation[Any]]) -> Sequence[Any]:
+        """The answers in order. Each operation is atomic on its key; together they cost one round trip.
+
+        Raises StoreError when any of them was not answered, and NotACounterError when one adds to no counter; the
+        others may have been done all the same.
+        """
+
+    async def scan(self, prefix: str, cursor: str, limit: int) -> Page:
+        """A page of the entries whose keys begin with `prefix`, as Keyspace.scan promises it. Raises StoreError."""
+
+
 @dataclass(frozen=True, slots=True)
 class Instruments:
     """What every part of the gateway works with."""
@@ -115,3 +133,4 @@ class Services(Instruments):
     """Everything that a policy may use beside its settings."""
 
     dns: Resolver
+    store: Keyspace = field(default_factory=lambda: Keyspace(NoStore(), ""))

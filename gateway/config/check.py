@@ -172,6 +172,23 @@ def _unusable_files(config: Config) -> Iterator[Finding]:
     yield from _unusable_spool(config.server.spool_dir)
 
 
+def check_state_file(config: Config) -> None:
+    """Raise ConfigError unless the file of a `sqlite:` store can be written; for who has a policy that needs one."""
+    scheme, _, path = config.state.url.partition("://")
+    if scheme != "sqlite":
+        return
+    file = Path(path)
+    try:
+        # SQLite makes files beside it
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+        if file.exists():
+            file.open("r+b").close()
+    except OSError as exc:
+        reason = f"{file} cannot be written: {exc.strerror or exc}"
+        raise ConfigError([config.problem(("state", "url"), reason)]) from exc
+
+
 def _unreadable(file: Path) -> str:
     try:
         with file.open("rb") as opened:
