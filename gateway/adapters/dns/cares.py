@@ -3,7 +3,8 @@
 What c-ares does otherwise than we want is kept from it: search lists and hosts files (its plain query knows neither),
 the choice of a server (each has a channel of its own), a port and a cache that live on (a channel is soon replaced).
 Names that are no host names, packets that it cannot read and answers that are slow go to the other back end. Of "no
-data" and "no such name" it tells no TTL, and it takes reply codes that it does not know for "no data".
+data" and "no such name" it tells no TTL: whether a server sends the SOA that allows to remember them (RFC 2308 5) is
+asked once by the other back end. It takes reply codes that it does not know for "no data".
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ _FLAGS = (
     | pycares.ARES_FLAG_NOCHECKRESP  # which server is asked next is not c-ares's choice
     | pycares.ARES_FLAG_NO_DFLT_SVR
 )
+_NEGATIVE_S = 60
+"""How long "no data" and "no such name" are remembered of a server that sends SOAs; c-ares keeps them to itself."""
+
 # Of a question's time, for c-ares; with servers that are quick it takes less by itself.
 _TRY_SHARE = 0.2
 
@@ -98,6 +102,7 @@ class CaresBackEnd:
         except pycares.AresError as exc:
             raise CaresError(str(exc)) from exc
         self._retired: set[_Channel] = set()
+        self._negative_ttl_s: dict[int, int | None] = {}
 
     async def ask(self, server: int, name: str, rrtype: RRType, timeout_s: float) -> Reply:
         """Ask one server. Raises NoReplyError."""
@@ -116,16 +121,23 @@ class CaresBackEnd:
             raise NoReplyError("timeout") from exc
         except aiodns.error.DNSError as exc:
             code = exc.args[0]
-            if code == pycares.errno.ARES_ENODATA:
-                return Reply()
-            if code == pycares.errno.ARES_ENOTFOUND:
-                return Reply(is_no_such_name=True)
+            if code in (pycares.errno.ARES_ENODATA, pycares.errno.ARES_ENOTFOUND):
+                if server not in self._negative_ttl_s:
+                    return await self._ask_soa(server, name, rrtype, last - loop.time())
+                return Reply(code == pycares.errno.ARES_ENOTFOUND, (), self._negative_ttl_s[server])
             if code not in _FOR_THE_OTHER:
                 raise NoReplyError(_WHY.get(code, "failed")) from exc
         finally:
             channel.waiting -= 1
             await self._clear(channel)
         return await self._other.ask(server, name, rrtype, max(0.0, last - loop.time()))
+
+    async def _ask_soa(self, server: int, name: str, rrtype: RRType, timeout_s: float) -> Reply:
+        """The same from the other back end, which sees whether there is an SOA. Raises NoReplyError."""
+        reply = await self._other.ask(server, name, rrtype, max(0.0, timeout_s))
+        if not reply.resources:
+            self._negative_ttl_s[server] = None if reply.negative_ttl_s is None else _NEGATIVE_S
+        return reply
 
     async def close(self) -> None:
         """Close all channels."""

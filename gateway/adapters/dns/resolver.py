@@ -245,9 +245,10 @@ class CachingResolver:
         now = self._now()
         self._metrics.questions[RRType(rrtype), answer.why or str(answer.found)].inc()
         self._metrics.duration.observe(now - begun)
-        # RFC 2308 7: temporary failures are nobody's answer, and are not remembered beyond the transaction
-        if ttl_s > 0 and not answer.is_temporary:
-            self._cache.put(key, answer, now + ttl_s)
+        # RFC 2308 7: temporary failures are nobody's answer, and are not remembered beyond the transaction.
+        # A name server counts whole seconds: of the last one nobody knows how much is left.
+        if ttl_s > 1 and not answer.is_temporary:
+            self._cache.put(key, answer, now + ttl_s - 1)
         return answer
 
 
