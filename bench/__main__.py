@@ -3,13 +3,14 @@
 import signal
 import sys
 
-from bench import forward, store
+from bench import forward, store, verify
 
 USAGE = """\
 usage: python -m bench [NAME [OPTION ...]]      without a name: all of them
 
   forward     CPU per forwarded message and memory per connection, beside peers; options: forward --help
-  store       CPU and latency of a question to each store, octets per entry; --quick for a look"""
+  store       CPU and latency of a question to each store, octets per entry; --quick for a look
+  verify      CPU of SPF and DKIM of a message, beside pyspf and dkimpy; options: verify --help"""
 
 
 def main(arguments: list[str]) -> int:
@@ -19,12 +20,14 @@ def main(arguments: list[str]) -> int:
     match arguments:
         case []:
             store.main([])
-            return forward.main([])
+            return forward.main([]) or verify.main([])
         case ["forward", *options]:
             return forward.main(options)
         case ["store", *options]:
             store.main(options)
             return 0
+        case ["verify", *options]:
+            return verify.main(options)
         case ["-h" | "--help"]:
             print(USAGE)
             return 0

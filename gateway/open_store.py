@@ -6,7 +6,6 @@ Called by the worker. A file that cannot be used stops the start, a server that 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from gateway.adapters.store.guarded import GuardedStore, StoreMetrics
@@ -14,8 +13,8 @@ from gateway.adapters.store.memory import MemoryStore
 from gateway.adapters.store.sqlite import SqliteStore
 from gateway.config.model import OnOutage, State
 from gateway.policy import OnError, Policy
-from gateway.services import Services, Store
-from gateway.store import Keyspace
+from gateway.services import Instruments, Store
+from gateway.store import Keyspace, NoStore
 
 _ON_OUTAGE = {OnOutage.LOCAL: None, OnOutage.CONTINUE: OnError.CONTINUE, OnOutage.DEFER: OnError.DEFER}
 
@@ -23,10 +22,10 @@ _ON_OUTAGE = {OnOutage.LOCAL: None, OnOutage.CONTINUE: OnError.CONTINUE, OnOutag
 class WorkerStore:
     """The store as `state` has it, if one of `policies` needs one."""
 
-    def __init__(self, state: State, policies: Iterable[type[Policy[Any]]], services: Services) -> None:
+    def __init__(self, state: State, policies: Iterable[type[Policy[Any]]], instruments: Instruments) -> None:
         self._state = state
-        self._services = services
-        self._metrics = StoreMetrics(services.metrics)
+        self._instruments = instruments
+        self._metrics = StoreMetrics(instruments.metrics)
         self._open: Callable[[], None] | None = None
         self._close: Callable[[], Coroutine[Any, Any, None]] | None = None
         self._guard: GuardedStore | None = None
@@ -34,11 +33,11 @@ class WorkerStore:
         if any(policy.needs_store for policy in policies):
             self._make()
 
-    def services_for(self, policy: type[Policy[Any]]) -> Services:
-        """The services with the policy's own part of the store."""
+    def for_policy(self, policy: type[Policy[Any]]) -> Keyspace:
+        """The policy's own part of the store."""
         if self._store is None or not policy.needs_store:
-            return self._services
-        return replace(self._services, store=Keyspace(self._store, f"{self._state.key_prefix}{policy.name}:"))
+            return Keyspace(NoStore(), "")
+        return Keyspace(self._store, f"{self._state.key_prefix}{policy.name}:")
 
     async def start(self) -> None:
         """Open it. Raises StoreError for a file that cannot be used."""
@@ -60,7 +59,7 @@ class WorkerStore:
         return None if self._store is None else {"kind": "memory", "up": True, "last_error": ""}
 
     def _make(self) -> None:
-        state, clock = self._state, self._services.clock
+        state, clock = self._state, self._instruments.clock
         scheme, _, rest = state.url.partition(":")
         match scheme:
             case "memory":
@@ -79,7 +78,7 @@ class WorkerStore:
             timeout_s=state.timeout_s,
             on_outage=_ON_OUTAGE[state.on_outage],
             probe_prefix=state.key_prefix,
-            instruments=self._services,
+            instruments=self._instruments,
             metrics=self._metrics,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,7 @@ import pytest
 from gateway.config import State
 from gateway.open_store import WorkerStore
 from gateway.policy import NoSettings, Policy
-from gateway.services import Services
-from gateway.store import Keyspace, StoreError
+from gateway.store import StoreError
 from tests.fakes import FakeServices
 
 TTL_S = 600.0
@@ -34,17 +32,13 @@ def make(url: str, *policies: type[Policy[NoSettings]], **keys: str) -> WorkerSt
     return WorkerStore(State.model_validate({"url": url, **keys}), policies, FakeServices())
 
 
-def keyspace(services: Services) -> Keyspace:
-    return services.store
-
-
 async def test_nothing_is_opened_where_no_policy_needs_it(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     store = make(f"sqlite://{path}", Forgets)
     await store.start()
     assert not path.exists()
     assert store.detail() is None
-    keys = keyspace(store.services_for(Forgets))
+    keys = store.for_policy(Forgets)
     with pytest.raises(RuntimeError, match="needs_store"):
         await keys.ask(keys.get("a"))
     with pytest.raises(RuntimeError, match="needs_store"):
@@ -57,7 +51,7 @@ async def test_each_policy_has_its_own_part(tmp_path: Path, kind: str) -> None:
     url = "memory:" if kind == "memory" else f"sqlite://{tmp_path}/state.db"
     store = make(url, Remembers, RemembersToo, Forgets, key_prefix="mx1:")
     await store.start()
-    first, second = (keyspace(store.services_for(each)) for each in (Remembers, RemembersToo))
+    first, second = (store.for_policy(each) for each in (Remembers, RemembersToo))
     await first.ask(first.put("a", b"1", ttl_s=TTL_S))
     assert await second.ask(second.get("a")) is None
     await second.ask(second.put("a", b"2", ttl_s=TTL_S))
@@ -67,7 +61,7 @@ async def test_each_policy_has_its_own_part(tmp_path: Path, kind: str) -> None:
     found = (await store._store.scan("mx1:remembers:", "", 10)).entries
     assert [entry.key for entry in found] == ["mx1:remembers:a"]
     with pytest.raises(RuntimeError):
-        await keyspace(store.services_for(Forgets)).scan()
+        await store.for_policy(Forgets).scan()
     await store.close()
 
 
@@ -82,14 +76,14 @@ async def test_redis_that_is_not_there_is_none(url: str) -> None:
     store = make(url, Remembers)
     await store.start()
     assert store.detail() == {"kind": url.partition(":")[0], "up": False, "last_error": "connect"}
-    keys = keyspace(store.services_for(Remembers))
+    keys = store.for_policy(Remembers)
     assert await keys.ask(keys.put_if_absent("a", b"1", ttl_s=TTL_S)) is None
     assert await keys.ask(keys.get("a")) == b"1"
     await store.close()
 
 
 def test_limits_of_keys_values_and_times() -> None:
-    keys = keyspace(make("memory:", Remembers).services_for(Remembers))
+    keys = make("memory:", Remembers).for_policy(Remembers)
     room = 512 - len("mxgate:remembers:")
     keys.get("x" * room)
     for key in ("x" * (room + 1), "ä" * (room // 2 + 1), "\ud800"):
@@ -100,11 +94,3 @@ def test_limits_of_keys_values_and_times() -> None:
     for ttl_s in (0, -1, float("nan"), float("inf"), 400 * 86_400):
         with pytest.raises(ValueError, match="1 ms to 366 days"):
             keys.add("a", ttl_s=ttl_s)
-
-
-def test_services_are_otherwise_the_same() -> None:
-    services = FakeServices()
-    store = WorkerStore(State.model_validate({"url": "memory:"}), [Remembers], services)
-    assert store.services_for(Forgets) is services
-    made = store.services_for(Remembers)
-    assert replace(made, store=services.store) == services
