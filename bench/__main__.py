@@ -3,12 +3,13 @@
 import signal
 import sys
 
-from bench import forward, store, verify
+from bench import forward, greylist, store, verify
 
 USAGE = """\
 usage: python -m bench [NAME [OPTION ...]]      without a name: all of them
 
   forward     CPU per forwarded message and memory per connection, beside peers; options: forward --help
+  greylist    decisions a second and latency with each store, octets per entry; --quick for a look
   store       CPU and latency of a question to each store, octets per entry; --quick for a look
   verify      CPU of SPF and DKIM of a message, beside pyspf and dkimpy; options: verify --help"""
 
@@ -20,9 +21,13 @@ def main(arguments: list[str]) -> int:
     match arguments:
         case []:
             store.main([])
+            greylist.main([])
             return forward.main([]) or verify.main([])
         case ["forward", *options]:
             return forward.main(options)
+        case ["greylist", *options]:
+            greylist.main(options)
+            return 0
         case ["store", *options]:
             store.main(options)
             return 0

@@ -71,7 +71,8 @@ def _guarded(kind: str, store: Store) -> GuardedStore:
     return GuardedStore(
         store,
         name=kind,
-        timeout_s=0.5,
+        # of a machine that is busy no question may fail: its entry would not be there
+        timeout_s=5.0,
         on_outage=None,
         probe_prefix="mxgate:",
         instruments=Instruments(_Clock(), FakeLog(), metrics),

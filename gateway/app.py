@@ -188,7 +188,10 @@ class Worker:
         try:
             await self._store.start()
         except StoreError as exc:
-            raise StartError(f"the store cannot be opened: {exc}") from exc
+            raise StartError(
+                f"the store cannot be opened: {exc}; give state.url a file in a directory that mxgate may write to, "
+                'or a Redis; without a policy that remembers (policy.greylist.mode = "off") none is needed'
+            ) from exc
         try:
             await pipeline.start()
         except Exception as exc:

@@ -38,6 +38,7 @@ from gateway.smtp.address import AddressError, Domain
 
 if TYPE_CHECKING:
     from gateway.explain.ask import Check
+    from gateway.open_store import CommandStore
 
 EX_USAGE = 64
 EX_CONFIG = 78
@@ -91,6 +92,12 @@ class Given:
         from gateway.explain.ask import Check, read_zone  # noqa: PLC0415 - only these commands need the engine
 
         return Check(self.load_or_default(), None if zone is None else read_zone(zone))
+
+    def store(self, policy: str) -> CommandStore:
+        """For a command that looks into what a policy remembers."""
+        from gateway.open_store import CommandStore  # noqa: PLC0415 - as above
+
+        return CommandStore(self.load(), policy)
 
 
 class _Command(click.Group):

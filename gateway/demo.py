@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import errno
 import itertools
+import json
 import os
 import shlex
 import shutil
@@ -126,7 +127,7 @@ def _make(directory: Path, ports: Ports) -> Path:
     try:
         for name in ("tmp", "new", "cur"):
             (directory / "Maildir" / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-        file.write_text(configuration(ports), encoding="utf-8")
+        file.write_text(configuration(ports) + _state(directory), encoding="utf-8")
     except OSError as exc:
         raise DemoError(f"cannot write {exc.filename or directory}: {exc.strerror}") from exc
     return file
@@ -151,9 +152,17 @@ downstream = ["{_HOST}:{ports.downstream}"]      # the MTA behind the gateway
 [admin]
 listen = "{_HOST}:{ports.admin}"              # /livez /readyz /metrics
 
+[policy.greylist.settings]
+delay_s = 10                            # a stranger's first message waits for 10 s
+
 [log]
 format = "console"
 """
+
+
+def _state(directory: Path) -> str:
+    """Where the gateway remembers who came: beside the mail. A JSON string is a TOML basic string."""
+    return f"\n[state]\nurl = {json.dumps(f'sqlite://{directory}/state.db', ensure_ascii=False)}\n"
 
 
 # --- what it says ------------------------------------------------------------------------------------
@@ -164,6 +173,7 @@ def introduction(directory: Path, ports: Ports, pid: int, *, has_swaks: bool) ->
     send = _swaks if has_swaks else _python
     probe = _swaks if has_swaks else _python_rcpt
     sending = [_swaks(ports, _RCPT), _python(ports, _RCPT)] if has_swaks else [_python(ports, _RCPT)]
+    file = shlex.quote(str(directory / "mxgate.toml"))
     maildir = shlex.quote(str(directory / "Maildir"))
     admin = f"http://{_HOST}:{ports.admin}"
     return f"""\
@@ -172,9 +182,10 @@ mxgate {__version__} demo: a gateway for {DOMAIN} and an MTA behind it, on this 
   gateway        {_HOST}:{ports.gateway}
   MTA behind it  {_HOST}:{ports.downstream}, process {pid}; what it takes is in {maildir}
   admin          {admin}/
-  configuration  {shlex.quote(str(directory / "mxgate.toml"))}
+  configuration  {file}
 
-To try in another terminal; below, each message becomes one line of the log.
+To try in another terminal; below, each message becomes one line of the log. A first message is greylisted, 451 4.7.1:
+send it again after 10 s. So that you need not wait: mxgate --config {file} greylist allow {_HOST}
 
 1. A message goes through. The file is what the client sent, with one Received field before it:
     {_indented(sending)}

@@ -1,20 +1,27 @@
 """The store of one worker: which kind `[state] url` asks for, opened when a planned policy needs it.
 
-Called by the worker. A file that cannot be used stops the start, a server that does not answer does not.
+Called by the worker: a file that cannot be used stops the start, a server that does not answer does not. Commands of
+policies open the same store by themselves, without a guard: what fails is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 from gateway.adapters.store.guarded import GuardedStore, StoreMetrics
 from gateway.adapters.store.memory import MemoryStore
 from gateway.adapters.store.sqlite import SqliteStore
+from gateway.config import Config
 from gateway.config.model import OnOutage, State
 from gateway.policy import OnError, Policy
 from gateway.services import Instruments, Store
-from gateway.store import Keyspace, NoStore
+from gateway.store import Keyspace, NoStore, StoreError
+
+T = TypeVar("T")
 
 _ON_OUTAGE = {OnOutage.LOCAL: None, OnOutage.CONTINUE: OnError.CONTINUE, OnOutage.DEFER: OnError.DEFER}
 
@@ -83,13 +90,58 @@ class WorkerStore:
         )
 
     def _make_redis(self) -> Store:
-        # 200 ms of imports that other stores need not pay
-        from gateway.adapters.store.redis import RedisStore  # noqa: PLC0415
-        from gateway.adapters.store.redis_cluster import RedisClusterStore  # noqa: PLC0415
-        from gateway.adapters.store.redis_url import Topology, parse_redis_url  # noqa: PLC0415
-
-        url = parse_redis_url(self._state.url)
-        kind = RedisClusterStore if url.topology is Topology.CLUSTER else RedisStore
-        redis = kind(url, timeout_s=self._state.timeout_s)
-        self._close = redis.close
+        redis, self._close = _redis(self._state.url, self._state.timeout_s)
         return redis
+
+
+class CommandStore:
+    """For a command of a policy: its part of the store that the gateway of this configuration works on."""
+
+    _TIMEOUT_S = 5.0
+    """For one batch of commands; an operator may wait longer than mail."""
+
+    def __init__(self, config: Config, policy: str) -> None:
+        self._state = config.state
+        self._prefix = f"{config.state.key_prefix}{policy}:"
+
+    def run(self, use: Callable[[Keyspace], Awaitable[T]]) -> T:
+        """What `use` makes of the store. Raises StoreError, also for `memory:`, which nobody else can see."""
+        return asyncio.run(self._run(use))
+
+    async def _run(self, use: Callable[[Keyspace], Awaitable[T]]) -> T:
+        store, close = self._opened()
+        try:
+            return await use(Keyspace(store, self._prefix))
+        except TimeoutError as exc:
+            raise StoreError("timeout") from exc
+        finally:
+            await close()
+
+    def _opened(self) -> tuple[Store, Callable[[], Coroutine[Any, Any, None]]]:
+        scheme, _, rest = self._state.url.partition(":")
+        if scheme == "memory":
+            raise StoreError(
+                "memory", "state.url is memory:, which is inside of each worker; use sqlite or redis"
+            )
+        if scheme != "sqlite":
+            return _redis(self._state.url, self._TIMEOUT_S)
+        path = rest.removeprefix("//")
+        # not made here: it would belong to who runs the command
+        if not Path(path).exists():
+            raise StoreError("connect", f"{path} is not there yet; the gateway makes it when it starts")
+        sqlite = SqliteStore(path, time.time, max_bytes=self._state.max_bytes)
+        sqlite.open()
+        return sqlite, sqlite.close
+
+
+def _redis(url_text: str, timeout_s: float) -> tuple[Store, Callable[[], Coroutine[Any, Any, None]]]:
+    """The store of a Redis URL, and what closes it."""
+    # 200 ms of imports that other stores need not pay
+    from gateway.adapters.store.redis import RedisStore  # noqa: PLC0415
+    from gateway.adapters.store.redis_cluster import RedisClusterStore  # noqa: PLC0415
+    from gateway.adapters.store.redis_url import Topology, parse_redis_url  # noqa: PLC0415
+
+    url = parse_redis_url(url_text)
+    kind = RedisClusterStore if url.topology is Topology.CLUSTER else RedisStore
+    redis = kind(url, timeout_s=timeout_s)
+    return redis, redis.close

@@ -134,8 +134,11 @@ class Policy(Generic[S]):
         """After the reply; cannot change it."""
 
     @classmethod
-    def stages(cls) -> frozenset[Stage]:
-        """The stages whose hook this policy overrides; on_header belongs to EOM."""
+    def stages(cls, settings: S | None = None) -> frozenset[Stage]:  # noqa: ARG003 - for those that override it
+        """The stages whose hook this policy overrides; on_header belongs to EOM.
+
+        A policy whose settings choose the stage overrides this, so that it takes no time from others elsewhere.
+        """
         hooks = {stage for stage in Stage if has_hook(cls, f"on_{stage}")}
         return frozenset(hooks | {Stage.EOM} if has_hook(cls, "on_header") else hooks)
 

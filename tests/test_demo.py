@@ -20,7 +20,7 @@ from aiosmtpd.smtp import Envelope
 
 from gateway import demo
 from gateway.config import check_files, load
-from tests.e2e.gateway import is_running
+from tests.e2e.gateway import is_running, run_mxgate
 from tests.e2e.machine import require
 from tests.e2e.net import LOOPBACK, free_port, wait_until
 
@@ -126,6 +126,12 @@ class Running:
         self.pids = [self.process.pid, self.mta, *(worker["pid"] for worker in ready["workers"])]
         assert all(map(is_running, self.pids))
 
+    def greylist(self, *arguments: str) -> str:
+        """What `mxgate greylist` says on the demo's store."""
+        done = run_mxgate("--config", str(self.directory / "mxgate.toml"), "greylist", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, self.output()
         try:
@@ -182,6 +188,8 @@ def running(tmp_path: Path) -> Iterator[Running]:
     started = Running(tmp_path / "mxgate-demo")
     try:
         started.wait_ready()
+        # no test but one has the time to be a stranger
+        started.greylist("allow", LOOPBACK)
         yield started
     finally:
         started.kill()
@@ -208,6 +216,15 @@ def test_a_message_is_stored_as_it_was_sent_behind_two_fields_of_ours(running: R
 
 
 @pytest.mark.e2e
+def test_a_stranger_is_greylisted_for_ten_seconds(running: Running) -> None:
+    running.greylist("forget", LOOPBACK)
+    code, text = running.submit("ann@demo.test")
+    assert (code, text[:6]) == (451, b"4.7.1 ")
+    assert b" in 10 seconds" in text
+    assert "1 triplets wait" in running.greylist("stats")
+
+
+@pytest.mark.e2e
 def test_who_is_foreign_or_unknown_is_refused_and_nothing_is_stored(running: Running) -> None:
     assert running.submit("ann@example.org")[0] == 550
     code, text = running.submit("nobody@demo.test")
@@ -226,8 +243,10 @@ def test_it_is_configured_by_the_file_that_it_shows(running: Running) -> None:
     config = load(file, environ={})
     check_files(config)
     assert config.server.listen[0].port == running.ports.gateway
-    # no path of this machine: it can be copied
-    assert str(running.directory) not in file.read_text("utf-8")
+    # no path of this machine but where the state is: it can be copied
+    text, _, state = file.read_text("utf-8").partition("[state]\n")
+    assert str(running.directory) not in text
+    assert state == f'url = "sqlite://{running.directory}/state.db"\n'
 
 
 @pytest.mark.e2e

@@ -102,7 +102,7 @@ class Broken(Policy[NoSettings]):
         setattr(self, f"on_{stage}", run)
 
     @classmethod
-    def stages(cls) -> frozenset[Stage]:
+    def stages(cls, settings: NoSettings | None = None) -> frozenset[Stage]:  # noqa: ARG003 - the base's
         return frozenset(Stage)
 
 

@@ -185,7 +185,10 @@ def check_state_file(config: Config) -> None:
         if file.exists():
             file.open("r+b").close()
     except OSError as exc:
-        reason = f"{file} cannot be written: {exc.strerror or exc}"
+        reason = (
+            f"{file} cannot be written: {exc.strerror or exc}; its directory must be there and writable for "
+            "the user that mxgate runs as"
+        )
         raise ConfigError([config.problem(("state", "url"), reason)]) from exc
 
 

@@ -3,13 +3,15 @@
 A retry has to give the same key although its sender made something new of it: another address of the same network,
 another number in a VERP address, another time stamp of BATV or SRS. Nothing here is a proof of who sent it: two
 senders that give one key share their waiting time, no more.
+
+A key is text that operators can read: `t ORIGIN SENDER RCPT`, where the origin is a network or an authenticated domain.
 """
 
 from __future__ import annotations
 
 import re
 from hashlib import blake2b
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv6Address
 
 from gateway.api import Mailbox
 
@@ -24,12 +26,20 @@ _SRS = re.compile(r"srs([01])[=+-](.+)", re.IGNORECASE)
 # What lists and mailers number: digits, and hex of some length with a digit in it.
 _NUMBER = re.compile(r"(?<![^\W_])(?=[0-9a-f]*[0-9])(?:[0-9]+|[0-9a-f]{6,})(?![^\W_])", re.IGNORECASE)
 _DIGEST_BYTES = 16
+# Three parts and what the store puts before them stay below its limit of 512 octets.
+_MAX_PART_BYTES = 140
+_BLANK = re.compile(r"\s")
+TRIPLET = "t "
+"""What the keys of triplets begin with."""
 
 
 def client_network(client: IPv4Address | IPv6Address) -> str:
     """The network whose addresses count as one client: IPv4 /24, IPv6 /64."""
-    prefix = IPV4_PREFIX if client.version == 4 else IPV6_PREFIX
-    return str(ip_network((client, prefix), strict=False))
+    if client.version == 4:
+        host_bits = 32 - IPV4_PREFIX
+        return f"{IPv4Address(int(client) >> host_bits << host_bits)}/{IPV4_PREFIX}"
+    host_bits = 128 - IPV6_PREFIX
+    return f"{IPv6Address(int(client) >> host_bits << host_bits)}/{IPV6_PREFIX}"
 
 
 def sender_key(mail_from: Mailbox | None) -> str:
@@ -44,14 +54,29 @@ def sender_key(mail_from: Mailbox | None) -> str:
     return f"{local}@{mail_from.domain}"
 
 
-def entry_key(*parts: str) -> str:
-    """A short key of parts of any length: 32 hexadecimal digits. The same parts in another order give another one."""
-    digest = blake2b(digest_size=_DIGEST_BYTES)
-    for part in parts:
-        octets = part.encode()
-        digest.update(len(octets).to_bytes(4))
-        digest.update(octets)
-    return digest.hexdigest()
+def rcpt_key(rcpt: Mailbox, *, is_domain: bool) -> str:
+    """The recipient, or its domain; nearly all mail systems do not tell the case of a local part."""
+    return str(rcpt.domain) if is_domain else f"{rcpt.local_value.lower()}@{rcpt.domain}"
+
+
+def triplet_key(origin: str, sender: str, rcpt: str) -> str:
+    """The key of attempts that count as one."""
+    return f"{TRIPLET}{_part(origin)} {_part(sender)} {_part(rcpt)}"
+
+
+def parts_of(key: str) -> tuple[str, str, str]:
+    """Origin, sender and recipient of a key of a triplet; a digest stands for one that is very long."""
+    origin, _, rest = key.removeprefix(TRIPLET).partition(" ")
+    sender, _, rcpt = rest.partition(" ")
+    return origin, sender, rcpt
+
+
+def _part(text: str) -> str:
+    """The text, or a digest of one that is long or holds what parts the key."""
+    octets = text.encode()
+    if len(octets) <= _MAX_PART_BYTES and not _BLANK.search(text):
+        return text
+    return f"~{blake2b(octets, digest_size=_DIGEST_BYTES).hexdigest()}"
 
 
 def _unwrapped(local: str) -> str | None:

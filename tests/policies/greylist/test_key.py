@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.api import Mailbox, parse_forward_path
-from policies.verify.greylist.key import client_network, entry_key, sender_key
+from policies.verify.greylist.key import client_network, parts_of, rcpt_key, sender_key, triplet_key
 
 
 def mailbox(text: str) -> Mailbox:
@@ -75,7 +75,27 @@ def test_any_local_part_gives_a_key_without_endless_work(local: str, wrapped: st
     assert key.endswith("@example.org")
 
 
-@given(st.lists(st.text(max_size=5), max_size=4), st.lists(st.text(max_size=5), max_size=4))
-def test_entry_keys_are_equal_only_for_the_same_parts(one: list[str], other: list[str]) -> None:
-    assert (entry_key(*one) == entry_key(*other)) == (one == other)
-    assert len(entry_key(*one)) == 32
+PART = st.text(max_size=12) | st.text("ab@.", min_size=130, max_size=320)
+
+
+@given(st.tuples(PART, PART, PART), st.tuples(PART, PART, PART))
+def test_keys_of_triplets_are_equal_only_for_the_same_parts(
+    one: tuple[str, str, str], other: tuple[str, str, str]
+) -> None:
+    key = triplet_key(*one)
+    assert (key == triplet_key(*other)) == (one == other)
+    assert len(key.encode()) <= 430
+
+
+def test_a_key_tells_its_parts() -> None:
+    parts = ("192.0.2.0/24", "ann@example.net", "bob@example.org")
+    assert parts_of(triplet_key(*parts)) == parts
+    blank = parts_of(triplet_key("example.net", '"a b"@example.net', "bob@example.org"))
+    assert blank[0::2] == ("example.net", "bob@example.org")
+    assert blank[1].startswith("~")
+
+
+def test_a_recipient_or_its_domain() -> None:
+    bob = mailbox("Bob@example.org")
+    assert rcpt_key(bob, is_domain=False) == "bob@example.org"
+    assert rcpt_key(bob, is_domain=True) == "example.org"

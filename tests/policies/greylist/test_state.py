@@ -3,7 +3,16 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.verify.greylist.state import Decision, Record, Standing, Timing, decide, decode
+from policies.verify.greylist.state import (
+    Credit,
+    Decision,
+    Record,
+    Standing,
+    Timing,
+    decide,
+    decode,
+    decode_credit,
+)
 
 TIMING = Timing()
 NOW_S = 1_700_000_000
@@ -17,7 +26,7 @@ def test_a_stranger_waits_once_and_passes_then() -> None:
     assert decide(record, NOW_S + 300, TIMING) == Decision(Standing.IN_TIME, 0, 300)
     assert decide(record, NOW_S + 2 * 86_400, TIMING).standing is Standing.IN_TIME
     assert decide(record, NOW_S + 2 * 86_400 + 1, TIMING) == Decision(Standing.NEW, 300)
-    assert decide(Record(NOW_S, has_passed=True), NOW_S + 30 * 86_400, TIMING) == Decision(Standing.KNOWN)
+    assert decide(Record(NOW_S, 19_675), NOW_S + 30 * 86_400, TIMING) == Decision(Standing.KNOWN)
 
 
 def test_a_delay_of_0_defers_nobody_who_is_recorded() -> None:
@@ -25,16 +34,32 @@ def test_a_delay_of_0_defers_nobody_who_is_recorded() -> None:
     assert decide(None, NOW_S, Timing(delay_s=0)).wait_s == 0
 
 
-@given(st.integers(0, 10**12 - 1), st.booleans())
-def test_a_record_comes_back_as_it_was(first_s: int, has_passed: bool) -> None:
-    record = Record(first_s, has_passed)
+DAYS = st.none() | st.integers(0, 10**6)
+
+
+@given(st.integers(0, 10**12 - 1), DAYS)
+def test_a_record_comes_back_as_it_was(first_s: int, passed_day: int | None) -> None:
+    record = Record(first_s, passed_day)
     assert decode(record.encoded()) == record
+
+
+@given(st.integers(0, 10**12 - 1), DAYS)
+def test_a_credit_comes_back_as_it_was(passes: int, seen_day: int | None) -> None:
+    for credit in (Credit(passes, seen_day), Credit(0, seen_day, is_allowed=True)):
+        assert decode_credit(credit.encoded()) == credit
+
+
+def test_a_credit_counts_from_the_number_on_that_the_operator_wants() -> None:
+    assert [Credit(passes).is_known(5) for passes in (0, 4, 5, 6)] == [False, False, True, True]
+    assert not Credit(1000).is_known(0)
+    assert Credit(is_allowed=True).is_known(0)
 
 
 @given(st.binary(max_size=20))
 def test_what_others_wrote_is_a_record_or_none(value: bytes) -> None:
     record = decode(value)
     assert record is None or decode(record.encoded()) == record
+    assert decode_credit(decode_credit(value).encoded()) == decode_credit(value)
 
 
 @given(st.lists(st.floats(0, 200_000), min_size=1, max_size=20), st.floats(0, 10_000))
@@ -51,7 +76,7 @@ def test_who_comes_again_after_the_seconds_that_were_named_passes(gaps: list[flo
             assert decide(record, now_s + decision.wait_s, timing).standing is Standing.IN_TIME
         else:
             assert decision.wait_s == 0
-            record = Record(record.first_s if record else 0, has_passed=True)
+            record = Record(record.first_s if record else 0, 19_675)
         now_s += gap
 
 
