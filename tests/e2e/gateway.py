@@ -65,7 +65,7 @@ def to_toml(config: Config) -> str:
 class Gateway:
     """One running gateway. `address` is its first plain listener, `tls_address` the first of implicit TLS."""
 
-    def __init__(self, config: Config, directory: Path) -> None:
+    def __init__(self, config: Config, directory: Path, command: Sequence[str] = (COMMAND,)) -> None:
         self.config_file = directory / "mxgate.toml"
         self.config_file.write_text(to_toml(config), encoding="utf-8")
         self._log_file = directory / "mxgate.log"
@@ -75,7 +75,7 @@ class Gateway:
         self._admin = _listener(config, "admin", "listen")
         # its own session: a signal for the test run's group is not one for the gateway
         self.process = subprocess.Popen(
-            [COMMAND, "serve", "--config", str(self.config_file)],
+            [*command, "serve", "--config", str(self.config_file)],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
