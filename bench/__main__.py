@@ -3,12 +3,13 @@
 import signal
 import sys
 
-from bench import forward
+from bench import forward, verify
 
 USAGE = """\
 usage: python -m bench [NAME [OPTION ...]]      without a name: all of them
 
-  forward     CPU per forwarded message and memory per connection, beside peers; options: forward --help"""
+  forward     CPU per forwarded message and memory per connection, beside peers; options: forward --help
+  verify      CPU of SPF and DKIM of a message, beside pyspf and dkimpy; options: verify --help"""
 
 
 def main(arguments: list[str]) -> int:
@@ -17,9 +18,11 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     match arguments:
         case []:
-            return forward.main([])
+            return forward.main([]) or verify.main([])
         case ["forward", *options]:
             return forward.main(options)
+        case ["verify", *options]:
+            return verify.main(options)
         case ["-h" | "--help"]:
             print(USAGE)
             return 0

@@ -2,6 +2,8 @@
 
 from gateway.lookup import BUDGET, Answer, Asked, Found, Lookup, Mx, Question, RRType, ask
 from gateway.mail.author import AuthorError, AuthorFault, author_domain
+from gateway.mail.authres import ReadResult, ReadResults
+from gateway.mail.authres import parse as parse_results
 from gateway.mail.digest import BodyDigest, BodyDigests, Canonicalization
 from gateway.mail.message import Field, Header, Message
 from gateway.policy import NoSettings, OnError, Outcome, Policy, Watch
@@ -60,6 +62,8 @@ __all__ = [
     "Policy",
     "Question",
     "RRType",
+    "ReadResult",
+    "ReadResults",
     "Recipient",
     "RemoveFields",
     "Reply",
@@ -77,6 +81,7 @@ __all__ = [
     "author_domain",
     "defer",
     "parse_forward_path",
+    "parse_results",
     "proceed",
     "quarantine",
     "reject",

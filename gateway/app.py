@@ -14,11 +14,14 @@ import signal
 import socket
 import sys
 import time
+import typing
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from gateway import plugins
 from gateway.adapters import memory
+from gateway.adapters.dns import Dns, DnsSettings, DnsSettingsError, Nameserver
 from gateway.adapters.listener import Listener, ListenerSettings
 from gateway.adapters.log import open_log, take_over_library_logs
 from gateway.adapters.metrics import ProcessMetrics
@@ -51,9 +54,9 @@ from gateway.decision import DecisionRing, DecisionsAnswer, FilterError
 from gateway.errors import GatewayError
 from gateway.gatekeeper import Gatekeeper, GatekeeperSettings
 from gateway.mail.body import Spool, SpoolError
-from gateway.pipeline import Pipeline
-from gateway.plan import PlanError
-from gateway.services import Clock, Log, Services
+from gateway.pipeline import Pipeline, least_times
+from gateway.plan import PlanError, Step
+from gateway.services import Instruments, Log, Resolver, Services
 from gateway.smtp.server import ServerSettings
 
 if TYPE_CHECKING:
@@ -64,6 +67,8 @@ EXIT_FAILURE = 1
 EXIT_CONFIG = 78
 
 _PUSH_S = 1.0
+# What a policy may wait for DNS of the time that it has: the rest is for what it makes of the answers.
+_DNS_SHARE = 0.85
 _GC_THRESHOLD = 10_000
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -127,8 +132,7 @@ class Worker:
         self._config = config
         self._log = log
         self._metrics = metrics
-        clock: Clock = SystemClock()
-        self._services = Services(clock, log, metrics, None)  # type: ignore[arg-type]  # adapters/dns comes
+        self._instruments = Instruments(SystemClock(), log, metrics)
         self._planned = planned
         self._stop = asyncio.Event()
         self._parent_died = False
@@ -136,6 +140,7 @@ class Worker:
         self._channel: Channel | None = None
         self._listener: Listener | None = None
         self._relay: SmtpRelay | None = None
+        self._dns: Dns | None = None
         self._decisions = DecisionRing()
         self._pushing: asyncio.TimerHandle | None = None
         self._state = State(listening=False, draining=False, policies_started=False)
@@ -153,8 +158,13 @@ class Worker:
         self._channel = await open_channel(channel, on_message=self._on_message, on_close=self._on_close)
         tls = self._server_tls()
         spool = self._spool()
-        pipeline = self._pipeline()
-        services = self._services
+        try:
+            self._dns = dns = Dns(dns_settings(config), self._instruments)
+        except DnsSettingsError as exc:
+            raise StartError(str(exc)) from exc
+        instruments = self._instruments
+        services = Services(instruments.clock, instruments.log, instruments.metrics, dns)
+        pipeline = self._pipeline(services, dns)
         try:
             self._relay = relay = SmtpRelay(
                 relay_settings(config), clock=services.clock, log=services.log, metrics=services.metrics
@@ -166,7 +176,7 @@ class Worker:
             pipeline,
             relay,
             spool,
-            self._services,
+            services,
             id_source(),
             decisions=self._decisions,
         )
@@ -174,7 +184,7 @@ class Worker:
             listener_settings(config),
             server_settings(config, has_groups=pipeline.has_groups),
             gatekeeper,
-            self._services,
+            services,
             tls,
             counts,
         )
@@ -194,6 +204,7 @@ class Worker:
         await listener.drain(timeout_s, self._patience_s)
         await relay.close()
         await pipeline.stop()
+        await dns.close()
         if self._pushing is not None:
             self._pushing.cancel()
         self._channel.send(MetricsPush(self._metrics.snapshot()))
@@ -224,16 +235,11 @@ class Worker:
             raise StartError(str(exc)) from exc
         return spool
 
-    def _pipeline(self) -> Pipeline:
-        steps = []
-        for planned in self._planned:
-            try:
-                steps.append(planned.step(self._services))
-            except Exception as exc:
-                raise StartError(f"policy {planned.name}: {exc}") from exc
+    def _pipeline(self, services: Services, dns: Dns) -> Pipeline:
+        steps = steps_of(self._planned, services, dns)
         reserved = frozenset([self._config.quarantine.header.lower()])
         try:
-            return Pipeline(steps, self._services, reserved=reserved)
+            return Pipeline(steps, services, reserved=reserved)
         except PlanError as exc:
             raise StartError(str(exc)) from exc
 
@@ -257,6 +263,8 @@ class Worker:
             detail["clients"] = cast("Json", self._listener.state())
         if self._relay is not None:
             detail["relay"] = cast("Json", self._relay.state())
+        if self._dns is not None:
+            detail["dns"] = cast("Json", self._dns.state())
         return detail
 
     def _push(self) -> None:
@@ -330,6 +338,37 @@ class Worker:
         loop.add_signal_handler(signal.SIGTERM, self._drain, 0.0)
 
 
+class ResolverForPolicies(typing.Protocol):
+    """What makes a Resolver for each policy: adapters.dns, and what `mxgate explain` has in its place."""
+
+    def for_policy(self, name: str, limit_s: float) -> Resolver: ...
+
+
+def steps_of(
+    planned: Sequence[plugins.PlannedPolicy], services: Services, dns: ResolverForPolicies
+) -> list[Step]:
+    """The policies, made, each with its own resolver. Raises StartError."""
+    steps = []
+    times = least_times(planned)
+    for each in planned:
+        limit_s = _DNS_SHARE * min(each.timeout_s, times[each.name])
+        try:
+            steps.append(each.step(replace(services, dns=dns.for_policy(each.name, limit_s))))
+        except Exception as exc:
+            raise StartError(f"policy {each.name}: {exc}") from exc
+    return steps
+
+
+def dns_settings(config: Config) -> DnsSettings:
+    """[dns] as the resolver takes it."""
+    dns = config.dns
+    return DnsSettings(
+        nameservers=tuple(Nameserver(at.host, at.port) for at in dns.nameservers),
+        timeout_s=dns.timeout_s,
+        total_timeout_s=dns.total_timeout_s,
+    )
+
+
 def relay_settings(config: Config) -> RelaySettings:
     """[relay] as the relay takes it."""
     relay = config.relay
@@ -381,6 +420,8 @@ def gatekeeper_settings(config: Config) -> GatekeeperSettings:
         delay_reject=config.pipeline.delay_reject,
         quarantine_header=config.quarantine.header,
         quarantine_route=config.quarantine.route,
+        authserv_id=config.authserv_id,
+        authserv_id_aliases=tuple(config.auth.authserv_id_aliases),
     )
 
 

@@ -8,23 +8,31 @@ from __future__ import annotations
 import json
 import os
 import platform
+import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import wraps
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Concatenate, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec
 
 import click
 
 from gateway import __version__
 from gateway.config import Config, ConfigError, Mode, Problem, check_files, dotted, load, print_problems
+from gateway.errors import GatewayError
 from gateway.plugins import DEFAULT_PLAN, PlannedPolicy, PluginError, installed
 from gateway.plugins import plan as make_plan
+from gateway.smtp.address import AddressError, Domain
+
+if TYPE_CHECKING:
+    from gateway.explain.ask import Check
 
 EX_USAGE = 64
 EX_CONFIG = 78
 DEFAULT_CONFIG = "/etc/mxgate/mxgate.toml"
+COMMANDS_GROUP = "gateway.commands"
 # A trusted network of more public addresses than a /16 or a /48 holds is more than one organisation's.
 _WIDEST = {4: 16, 6: 48}
 # RFC 1918 3, RFC 4193 3.1: no private network is wider.
@@ -45,12 +53,72 @@ class Given:
         name = self.config or os.environ.get("MXGATE_CONFIG") or DEFAULT_CONFIG
         return Path("/dev/stdin" if name == "-" else name)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether somebody named a configuration, or there is one where one is looked for."""
+        return bool(self.config or os.environ.get("MXGATE_CONFIG")) or self.path.exists()
+
     def load(self) -> Config:
         return load(self.path, environ=os.environ, overrides=self.overrides)
 
+    def load_or_default(self, domains: Iterable[str] = ()) -> Config:
+        """The configuration; where there is none, the default plan for mail to these domains."""
+        if self.is_there:
+            return self.load()
+        try:
+            name = Domain(socket.gethostname())
+        except AddressError:
+            name = Domain("localhost")
+        given = (
+            f'server.hostname="{name}"',
+            f"relay.domains={json.dumps(sorted({*domains} or {name}))}",
+            'relay.routes=[{downstream=["127.0.0.1:25"]}]',
+        )
+        return load(None, environ=os.environ, overrides=(*given, *self.overrides))
+
+    def check(self, zone: Path | None) -> Check:
+        """For a command that makes one check; `zone` is a zone file that is all of DNS."""
+        from gateway.explain.ask import Check, read_zone  # noqa: PLC0415 - only these commands need the engine
+
+        return Check(self.load_or_default(), None if zone is None else read_zone(zone))
+
 
 class _Command(click.Group):
-    """Maps what ends a command to our exit codes, for the entry point and for tests alike."""
+    """Maps what ends a command to our exit codes, for the entry point and for tests alike.
+
+    Policies bring commands of their own by entry points of the group `gateway.commands`. One is imported when it is
+    called, not to list it; the engine's own names are not theirs to take.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *self._theirs()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None or (entry_point := self._theirs().get(cmd_name)) is None:
+            return own
+        try:
+            command = entry_point.load()
+        except (Exception, SystemExit) as exc:
+            raise click.ClickException(
+                f"{cmd_name} of {_origin(entry_point)} cannot be loaded: {exc!r}"
+            ) from exc
+        if not isinstance(command, click.Command):
+            raise click.ClickException(f"{cmd_name} of {_origin(entry_point)} is no command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own = {name: command for name, command in self.commands.items() if not command.hidden}
+        width = formatter.width - 6 - max(map(len, own))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, own[name].get_short_help_str(width)) for name in sorted(own)])
+        if theirs := self._theirs():
+            with formatter.section("Commands of policies"):
+                formatter.write_dl([(name, f"from {_origin(theirs[name])}") for name in theirs])
+
+    def _theirs(self) -> dict[str, EntryPoint]:
+        found = sorted(entry_points(group=COMMANDS_GROUP), key=lambda each: each.name)
+        return {each.name: each for each in found if each.name not in self.commands}
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         extra["standalone_mode"] = False
@@ -67,11 +135,18 @@ class _Command(click.Group):
         except ConfigError as exc:
             print_problems(exc, sys.stderr)
             code = EX_CONFIG
+        except GatewayError as exc:
+            click.echo(f"Error: {exc}", err=True)
+            code = 1
         except BrokenPipeError:
             # The reader went away (`| head`); Python must not complain once more when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 1
         sys.exit(code)
+
+
+def _origin(entry_point: EntryPoint) -> str:
+    return f"{entry_point.dist.name} {entry_point.dist.version}" if entry_point.dist else "?"
 
 
 _config_option = click.option(
@@ -86,6 +161,7 @@ _set_option = click.option(
     metavar="SECTION.KEY=VALUE",
     help="Override a key, as TOML has it. Repeatable.",
 )
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -330,11 +406,9 @@ def decisions(given: Given, /, as_json: bool, **asked: str | None) -> int:  # no
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     else:
-        encoding = sys.stdout.encoding  # not every terminal's is UTF-8
         for record in found:
             if isinstance(record, dict):
-                text = "\n".join(as_text(record))
-                click.echo(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+                _echo_lines([*as_text(record), ""])
     return _told_of(answer, found, is_one_wanted="tx" in query)
 
 
@@ -351,6 +425,51 @@ def _told_of(answer: Mapping[str, object], found: list[object], *, is_one_wanted
 
 
 @cli.command()
+@click.argument("file", type=click.File("rb"), required=False)
+@click.option("--ip", metavar="ADDRESS", help="The client's.")
+@click.option("--helo", metavar="NAME", help="What it said in EHLO.  [default: its address literal]")
+@click.option("--mail-from", metavar="ADDRESS", help="The reverse-path; '<>' for the null one.")
+@click.option("--rcpt", "rcpts", metavar="ADDRESS", multiple=True, help="A recipient. Repeatable.")
+@click.option("--zone", type=_FILE, help="A zone file (RFC 1035 5) that is all of DNS.")
+@click.option("--record", type=click.File("rb"), metavar="ID.json", help="Judge this decision again instead.")
+@_json_option
+@_configured
+def explain(given: Given, /, *, as_json: bool, **asked: Any) -> int:
+    """Say what the gateway would make of the message in FILE, and why. '-': standard input.
+
+    The message goes through all policies of the configuration, or of the default plan where there is none. Nothing is
+    delivered and nothing remembered. A --record is a decision as `mxgate decisions --tx ID --json` prints it: it is
+    judged again with the answers of DNS that it holds; exit code 1: it came to something else, or was not all there.
+    """
+    # serve must not pay for them
+    from gateway.explain.command import explain_message, replay_record  # noqa: PLC0415
+    from gateway.explain.given import GivenError  # noqa: PLC0415
+
+    record = asked.pop("record")
+    if record is not None:
+        if any(asked.values()):
+            raise click.UsageError("--record has the message, the client and DNS; give it alone")
+        shown = replay_record(record, given.load_or_default)
+    else:
+        missing = [name for name in ("file", "ip", "mail_from", "rcpts") if asked[name] in (None, ())]
+        if missing:
+            raise click.UsageError("FILE, --ip, --mail-from and --rcpt are needed, or --record")
+        if given.config == "-" and asked["file"] is sys.stdin.buffer:
+            raise click.UsageError("the message and the configuration cannot both be standard input")
+        try:
+            shown = explain_message(given.load_or_default, **asked)
+        except GivenError as exc:
+            raise click.UsageError(str(exc)) from exc
+    if not given.is_there:
+        click.echo("no configuration: the default plan, for mail to the recipients' domains", err=True)
+    if as_json:
+        click.echo(json.dumps(shown.as_json, indent=2))
+    else:
+        _echo_lines(shown.lines)
+    return 0 if shown.is_good else 1
+
+
+@cli.command()
 @click.option(
     "--dir",
     "directory",
@@ -364,6 +483,11 @@ def demo(directory: Path) -> int:
     from gateway import demo as first_hour  # noqa: PLC0415 - brings aiosmtpd; no other command needs it
 
     return first_hour.run(directory)
+
+
+def _echo_lines(lines: Iterable[str]) -> None:
+    encoding = sys.stdout.encoding  # not every terminal's is UTF-8
+    click.echo("\n".join(lines).encode(encoding, "backslashreplace").decode(encoding))
 
 
 def main() -> NoReturn:

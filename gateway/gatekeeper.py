@@ -16,10 +16,13 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.decision import Decision, RcptAnswer
+from gateway.lookup import TRAIL
+from gateway.mail.authres import forged, format_results, own_ids
 from gateway.mail.body import Body, Spool, SpoolError
+from gateway.mail.digest import BodyDigests
 from gateway.mail.message import EditedContent, HeaderError, HeaderReader, Message, apply_edits, split_edits
 from gateway.mail.trace import received
-from gateway.pipeline import PROCEED, Decided
+from gateway.pipeline import POLICY_FAILED, PROCEED, Decided
 from gateway.policy import Outcome
 from gateway.session import AddressSource, Envelope, Recipient, Session, TlsInfo, Transaction, Trust, unmapped
 from gateway.smtp import reply
@@ -27,7 +30,7 @@ from gateway.smtp.command import Extension
 from gateway.smtp.content import Fault
 from gateway.smtp.reply import Reply
 from gateway.smtp.server import Extensions
-from gateway.verdict import Action, AddField, HeaderEdit, Stage, Verdict
+from gateway.verdict import Action, AddField, AuthResult, HeaderEdit, Result, Stage, Verdict
 
 if TYPE_CHECKING:
     from gateway.decision import DecisionRing
@@ -49,7 +52,8 @@ class GatekeeperSettings:
     """What the operator decides about messages; sizes in octets, see docs/configure.md.
 
     `quarantine_header` is the field that a quarantined message gets, and no other one keeps; `quarantine_route` the
-    route that it goes to, "" for its recipients' own.
+    route that it goes to, "" for its recipients' own. `authserv_id` "" is the host name; Authentication-Results of it
+    and of its aliases are removed where they come in.
     """
 
     hostname: str
@@ -61,6 +65,8 @@ class GatekeeperSettings:
     delay_reject: bool = True
     quarantine_header: str = "X-Mxgate-Quarantine"
     quarantine_route: str = ""
+    authserv_id: str = ""
+    authserv_id_aliases: tuple[str, ...] = ()
 
 
 class Answer(NamedTuple):
@@ -88,12 +94,15 @@ _DONE = {
     Action.DEFER: "deferred",
     Action.REJECT: "rejected",
 }
+# Labels of mxgate_auth_results_total
+_METHODS, _OTHER = ("spf", "dkim", "arc", "dmarc"), "other"
 
 
 class Gatekeeper:
     """What all sessions of a worker share; makes a Conversation for each of them.
 
-    `decisions` gets a record of each finished transaction.
+    `decisions` gets a record of each finished transaction. `new_digests` makes those of a message: a replay, which has
+    no body, brings recorded ones.
     """
 
     def __init__(
@@ -113,7 +122,11 @@ class Gatekeeper:
         self.services = services
         self.new_id = new_id
         self.decisions = decisions
-        self.quarantine_name = settings.quarantine_header.lower().encode("ascii")
+        self.new_digests: Callable[[], BodyDigests] = BodyDigests
+        self.authserv_id = settings.authserv_id or settings.hostname
+        self.own_ids = own_ids(self.authserv_id, *settings.authserv_id_aliases)
+        # fields that nobody but us may have written
+        self.removed = frozenset([settings.quarantine_header.lower().encode("ascii"), b"received-spf"])
         transactions = services.metrics.counters(
             "mxgate_transactions_total", "Finished transactions by what became of them", ("action",)
         )
@@ -133,6 +146,12 @@ class Gatekeeper:
             ("action",),
         )
         self.duration = {a: durations.labels(a) for a in _DONE.values()}
+        found = services.metrics.counters(
+            "mxgate_auth_results_total",
+            "Authentication results of finished transactions",
+            ("method", "result"),
+        )
+        self.auth_results = {m: {r: found.labels(m, r) for r in Result} for m in (*_METHODS, _OTHER)}
 
         self._offer = relay.offer()
         self._extensions = self._announce(self._offer)
@@ -202,6 +221,8 @@ class _Open:
     error: str = ""
     is_behind: bool = False  # `tx` does not have all that was learnt
     message: Message | None = None
+    judged_at: float = 0.0  # the clock when the header was complete
+    timings: tuple[tuple[str, float], ...] = ()
 
     def current(self) -> Transaction:
         """The transaction with everything that is known now: accepted recipients, the message."""
@@ -275,7 +296,7 @@ class Conversation:
         decided = await self._gate.pipeline.mail(tx, open_.trail)
         verdict = decided.verdict
         if verdict.results:
-            open_.tx = replace(tx, results=tx.results + verdict.results)
+            open_.tx = replace(tx, results=_settled(tx.results + verdict.results))
         open_.edits += verdict.edits
         refusal = self._hold(Stage.MAIL, decided)
         if refusal is None:
@@ -294,7 +315,7 @@ class Conversation:
             self._open = open_ = _Open(Transaction(tx_id, self.session, envelope), begun)
         else:
             found = self._found.values()
-            results = tuple([result for verdict in found for result in verdict.results])
+            results = _settled(tuple([result for verdict in found for result in verdict.results]))
             tx = Transaction(tx_id, self.session, envelope, results=results)
             edits = [edit for verdict in found for edit in verdict.edits]
             self._open = open_ = _Open(tx, begun, edits=edits)
@@ -420,7 +441,8 @@ class Conversation:
     def _header_complete(self, open_: _Open, reader: HeaderReader) -> None:
         assert open_.body is not None
         header = reader.finish()
-        open_.message = Message(header, open_.body)
+        open_.message = Message(header, open_.body, self._gate.new_digests())
+        open_.judged_at = self._gate.services.clock.now()
         open_.is_behind = True
         # RFC 5321 6.3: a message that passed so many hosts goes in a circle
         if header.has_more(b"received", self._gate.settings.max_received):
@@ -474,38 +496,50 @@ class Conversation:
             return self._finish(open_, _Word(verdict.reply, verdict.reason, decided.policy, verdict.close))
         route = gate.settings.quarantine_route if verdict.action is _QUARANTINE else ""
         tx = open_.current()
+        begun = gate.services.clock.monotonic()
         try:
             delivery = await gate.relay.deliver(tx, self._edited(tx, open_.edits, verdict), route)
         except SpoolError as exc:  # the content cannot be read back; nothing was delivered
             gate.services.log.error("spool.failed", tx=tx.id, error=str(exc))
             open_.error = str(exc)
             return self._finish(open_, _Word(reply.INTERNAL, "spool"))
+        open_.timings = (*open_.timings, ("delivery", gate.services.clock.monotonic() - begun))
         return self._delivered(open_, decided, delivery, route)
 
     async def _judge(self, open_: _Open) -> Decided:
         """The policies' word on the whole message."""
         gate, tx = self._gate, open_.current()
+        clock = gate.services.clock
+        begun = clock.monotonic()
         failed = None
         if open_.watching is not None:
             open_.watching.end()
             failed = open_.watching.failures
         group = open_.group or gate.pipeline.base
         decided = await gate.pipeline.eom(tx, group, open_.trail, failed)
+        open_.timings = (("policies", clock.monotonic() - begun),)
         if decided.verdict.results:
-            open_.tx = replace(tx, results=tx.results + decided.verdict.results)
+            open_.tx = replace(tx, results=_settled(tx.results + decided.verdict.results))
         return decided
 
     def _edited(self, tx: Transaction, early: Sequence[HeaderEdit], verdict: Verdict) -> EditedContent:
-        """The message as it leaves: with the edits of all stages, our quarantine field and Received."""
+        """The message as it leaves: with our Authentication-Results, the edits of all stages and Received."""
         gate = self._gate
         assert tx.message is not None
         edits = (*early, *verdict.edits)
         added, removed = split_edits(edits) if edits else ([], set())
         if verdict.action is _QUARANTINE:
             added.insert(0, AddField(gate.settings.quarantine_header, verdict.reason))
-        removed.add(gate.quarantine_name)
-        trace = received(tx, gate.settings.hostname, gate.services.clock.now())
-        return apply_edits(tx.message, added, removed, trace=trace)
+        results = format_results(gate.authserv_id, tx.results, smtputf8=tx.envelope.smtputf8)
+        return apply_edits(
+            tx.message,
+            added,
+            removed | gate.removed,
+            forged=forged(tx.message.header, gate.own_ids),
+            # RFC 8601 4, 5: the first of all, so that it stands above whatever anybody else says
+            above=f"Authentication-Results: {results}\r\n".encode(),
+            trace=received(tx, gate.settings.hostname, gate.services.clock.now()),
+        )
 
     def _delivered(self, open_: _Open, decided: Decided, delivery: Delivery, route: str) -> Answer:
         """What the client is told of a delivery; `route` is that of the quarantine where it went there."""
@@ -616,6 +650,8 @@ class Conversation:
         if self._gate.decisions is not None:
             self._record(self._gate.decisions, open_, action, stage, word, elapsed_s, delivered=delivered)
         tx, session = open_.tx, self.session
+        for each in tx.results:
+            self._gate.auth_results.get(each.method, self._gate.auth_results[_OTHER])[each.result].inc()
         mail_from = tx.envelope.mail_from
         rcpts = open_.accepted or [rcpt for rcpt, _ in open_.refused]
         self._gate.services.log.info(
@@ -628,6 +664,7 @@ class Conversation:
             reason=word.reason if word else "client",
             code=word.reply.code if word else 0,
             enhanced=word.reply.enhanced if word else "",
+            auth=" ".join([f"{each.method}={each.result}" for each in tx.results]),
             client=str(session.client),
             helo=session.helo,
             tls=session.tls.version if session.tls else "",
@@ -652,10 +689,11 @@ class Conversation:
         delivered: bool,
     ) -> None:
         tx, message = open_.current(), open_.message
+        now = self._gate.services.clock.now()
         ring.add(
             Decision(
                 id=tx.id,
-                time=self._gate.services.clock.now(),
+                time=now,
                 session=tx.session,
                 envelope=tx.envelope,
                 rcpts=open_.answers or (),
@@ -672,5 +710,22 @@ class Conversation:
                 route=open_.route or "",
                 header=message.header.octets if message else b"",
                 size_bytes=open_.body.size_bytes if open_.body is not None else 0,
+                digests=message.digests.finished if message else {},
+                timings=open_.timings,
+                dns=tuple(TRAIL.get(tx) or ()),  # what is still on its way for nobody comes too late
+                judged_at=open_.judged_at or now,
+                authserv_id=self._gate.authserv_id,
             )
         )
+
+
+def _settled(results: tuple[AuthResult, ...]) -> tuple[AuthResult, ...]:
+    """A policy that failed has one result, and none for its failure where the check was made all the same."""
+    if not any(each.reason is POLICY_FAILED for each in results):
+        return results
+    found = {each.method for each in results if each.reason is not POLICY_FAILED}
+    return tuple(
+        dict.fromkeys(
+            [each for each in results if each.reason is not POLICY_FAILED or each.method not in found]
+        )
+    )

@@ -19,6 +19,8 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple, TypeVar
 
+from gateway.session import Slot
+
 T = TypeVar("T")
 
 
@@ -118,3 +120,7 @@ class Asked(NamedTuple):
     question: Question
     answer: Answer
     duration_s: float = 0.0
+
+
+TRAIL = Slot[list[Asked]]("dns_trail")
+"""Each question of a transaction once, in the order of the answers. The resolver writes it, before the first nobody."""

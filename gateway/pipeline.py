@@ -16,10 +16,11 @@ from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gateway.decision import Judged
-from gateway.plan import Step, closest_pattern, rcpt_ranks, stage_ranks
+from gateway.plan import Ordered, Step, closest_pattern, rcpt_ranks, stage_ranks
 from gateway.policy import Mode, OnError, Outcome, Policy, has_hook
 from gateway.session import Transaction
 from gateway.smtp import reply
@@ -52,6 +53,9 @@ _RCPT_BUDGET_S = STAGE_BUDGET_S[Stage.RCPT]
 
 BLOCKED_S = 0.5
 """A policy that keeps the loop busy for longer at once is told about: no other session is served meanwhile."""
+
+POLICY_FAILED = "policy failed"
+"""The reason of the result that the engine gives for a policy that failed."""
 
 _FAILURES = ("exception", "timeout", "verdict")
 
@@ -319,6 +323,8 @@ class Pipeline:
             if hook.exempts is None or not hook.exempts(tx.session):
                 policy = hook.planned.policy
                 watching.add(hook, hook.planned.timeout_s, partial(policy.on_header, tx))
+        if tx.message is not None:
+            watching.add_digests(tx.message.digests)
         return watching or None
 
     async def eom(
@@ -493,7 +499,7 @@ class Pipeline:
         if not isinstance(verdict, Verdict):
             return self._failed(hook, "verdict", f"returned {type(verdict).__name__}", took_s)
         if not _is_sound(verdict):
-            return self._failed(hook, "verdict", "holds what is no action, result or edit", took_s)
+            return self._failed(hook, "verdict", "holds what is no action, result, edit or evidence", took_s)
         if verdict.action is _QUARANTINE and hook.stage is not _EOM:
             return self._failed(hook, "verdict", f"quarantine at {hook.stage}", took_s)
         for edit in verdict.edits:
@@ -509,12 +515,24 @@ class Pipeline:
         )
         method = planned.policy.method
         # a check that could not be made is temperror, never none (STANDARDS: RFC 8601 2.7)
-        results = (AuthResult(method, Result.TEMPERROR, "policy failed"),) if method else ()
+        results = (AuthResult(method, Result.TEMPERROR, POLICY_FAILED),) if method else ()
         if planned.on_error is OnError.DEFER:
             verdict = defer("policy_failed", reply.INTERNAL, results=results)
         else:
             verdict = proceed(reason="policy_failed", results=results)
         return hook, verdict, took_s, failure
+
+
+def least_times(steps: Sequence[Ordered]) -> dict[str, float]:
+    """Seconds that the stages leave each policy for a hook, by name, also when all ranks before it use theirs up."""
+    times = dict.fromkeys((each.name for each in steps), inf)
+    for stage, budget_s in STAGE_BUDGET_S.items():
+        before, behind = rcpt_ranks(steps)
+        # both sides of the downstream's answer share one budget
+        ranks = before + behind if stage is Stage.RCPT else stage_ranks(steps, stage)
+        for each in (each for rank in ranks for each in rank):
+            times[each.name] = min(times[each.name], budget_s / len(ranks))
+    return times
 
 
 def _with_results(args: tuple[Any, ...], results: tuple[AuthResult, ...]) -> tuple[Any, ...]:
@@ -540,14 +558,29 @@ def _recorded(heard: _Heard, trail: Trail | None, args: tuple[Any, ...]) -> Verd
     return verdict
 
 
-def _is_sound(verdict: Verdict) -> bool:
-    """Whether it holds what its types say; policies are not all checked by mypy."""
-    action: object = verdict.action
-    findings: tuple[object, object] = (verdict.results, verdict.edits)
-    return isinstance(action, Action) and (
-        findings == ((), ())
-        or all(
-            isinstance(found, tuple) and all(isinstance(one, kinds) for one in found)
-            for found, kinds in zip(findings, ((AuthResult,), (AddField, RemoveFields)), strict=True)
-        )
+def _is_sound(verdict: Any) -> bool:
+    """Whether a Verdict holds what its types say; policies are not all checked by mypy."""
+    return (
+        isinstance(verdict.action, Action)
+        and isinstance(verdict.results, tuple)
+        and all(map(_is_result, verdict.results))
+        and isinstance(verdict.edits, tuple)
+        and all(isinstance(one, AddField | RemoveFields) for one in verdict.edits)
+        # asked of its class, so that no code of the policy's runs here
+        and (verdict.evidence is None or callable(getattr(type(verdict.evidence), "lines", None)))
     )
+
+
+def _is_result(found: object) -> bool:
+    if not isinstance(found, AuthResult):
+        return False
+    texts: list[object] = [found.method, found.reason]
+    result: object = found.result
+    properties: object = found.properties
+    if not isinstance(properties, tuple):
+        return False
+    for one in properties:
+        if not isinstance(one, tuple) or len(one) != 2:
+            return False
+        texts += one
+    return isinstance(result, Result) and all(isinstance(text, str) for text in texts)

@@ -235,6 +235,11 @@ def _checked(name: str, policy: object, what: str) -> type[Policy[Any]]:
         raise PluginError(name, f"{what} must have name = {name!r}")
     if not is_dataclass(policy.Settings):
         raise PluginError(name, f"Settings of {what} is not a dataclass")
+    exempt: object = policy.exempt
+    allowed = () if name == RELAY_GUARD else (Trust.TRUSTED, Trust.AUTHENTICATED)
+    if not isinstance(exempt, tuple) or not all(each in allowed for each in exempt):
+        words = " and ".join(map(str, allowed)) or "nobody"
+        raise PluginError(name, f"exempt of {what} may be a tuple of {words} only")
     return policy
 
 
@@ -280,7 +285,7 @@ def _planned(config: Config, name: str, policy: type[Policy[Any]], source: str) 
         mode=effective(section.mode),
         timeout_s=policy.timeout_s if section.timeout_s is None else section.timeout_s,
         on_error=policy.on_error if section.on_error is None else section.on_error,
-        exempt=section.exempt,
+        exempt=policy.exempt if section.exempt is None else section.exempt,
         overrides=tuple(
             PlannedOverride(
                 pattern,

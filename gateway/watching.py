@@ -1,4 +1,4 @@
-"""The watches of one message: policies that see the body while it arrives (`Policy.on_header`).
+"""The watches of one message: what sees the body while it arrives, of policies (`Policy.on_header`) and for them.
 
 None of them can touch the content: what one raises, or that it keeps the loop busy for longer than its deadline, is
 kept here as a failure that counts at EOM, and the watch gets no more blocks. The pipeline makes it, the gatekeeper
@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
+    from gateway.mail.digest import BodyDigests
     from gateway.policy import Watch
 
 T = TypeVar("T")
@@ -41,6 +42,7 @@ class Watching:
         self._on_step = on_step
         self._watches: dict[Hashable, Watch] = {}
         self._left_s: dict[Hashable, float] = {}
+        self._digests: BodyDigests | None = None
         # what came before the next block, in wire form; the body begins at the start of a line
         self._before = b"\r\n" if is_stuffed else None
 
@@ -55,26 +57,50 @@ class Watching:
         else:
             self.failures[key] = Failure("verdict", f"on_header returned {type(watch).__name__}")
 
+    def add_digests(self, digests: BodyDigests) -> None:
+        """Feed the digests of the message where all who were asked want some of them."""
+        if digests.is_wanted:
+            self._digests = digests
+
     def __bool__(self) -> bool:
-        """Whether there is a watch, or one that failed."""
-        return bool(self._watches or self.failures)
+        """Whether there is anything to feed, or a watch that failed."""
+        return bool(self._watches or self.failures or self._digests)
 
     def feed(self, block: bytes) -> None:
         """The next block of the body, as it came on the wire."""
         if self._before is not None:
-            # RFC 5321 4.5.2: the dot behind a line end goes; two octets are enough to see one that is cut
-            joined = self._before + block
-            block = joined.replace(b"\r\n.", b"\r\n")[len(self._before) :]
-            self._before = joined[-2:]
+            block = self._unstuffed(self._before, block)
         if not block:
             return
+        if self._digests is not None:
+            self._hash(self._digests.block, block)
         for key, watch in tuple(self._watches.items()):
             self._call(key, watch.block, block)
 
     def end(self) -> None:
         """The body is complete."""
+        if self._digests is not None:
+            self._hash(self._digests.end)
         for key, watch in tuple(self._watches.items()):
             self._call(key, watch.end)
+
+    def _unstuffed(self, before: bytes, block: bytes) -> bytes:
+        """A block as the sender meant it; nothing is copied where there is nothing to undo."""
+        last = block[-2:]
+        self._before = last if len(last) == 2 else (before + last)[-2:]
+        # RFC 5321 4.5.2: the dot behind a line end goes, also where the line end came before
+        if before == b"\r\n" and block.startswith(b"."):
+            block = block[1:]
+        elif before.endswith(b"\r") and block.startswith(b"\n."):
+            block = b"\n" + block[2:]
+        # one octet is looked for much faster than three: attachments in base64 have no dot at all
+        return block.replace(b"\r\n.", b"\r\n") if b"." in block else block
+
+    def _hash(self, function: Callable[..., None], *args: bytes) -> None:
+        try:
+            function(*args)
+        except Exception:  # noqa: BLE001  # a defect of ours; whoever wants a digest finds none and fails for it
+            self._digests = None
 
     def _call(self, key: Hashable, function: Callable[..., T], *args: bytes) -> T | None:
         begun = self._clock()

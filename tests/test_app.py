@@ -6,14 +6,25 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from gateway.adapters.dns import DnsSettings, Nameserver
 from gateway.adapters.metrics import ProcessMetrics
 from gateway.adapters.relay import HostSettings, RouteSettings, TlsMode
 from gateway.adapters.relay.settings import Identity, Protocol
-from gateway.app import Worker, gatekeeper_settings, listener_settings, relay_settings, server_settings
+from gateway.app import (
+    Worker,
+    dns_settings,
+    gatekeeper_settings,
+    listener_settings,
+    relay_settings,
+    server_settings,
+)
 from gateway.channel import Json, Message, MetricsPush, Request, Response, State
 from gateway.config import load
+from gateway.plugins import plan
 from tests.decision.records import decision
-from tests.fakes import FakeLog
+from tests.fakes import FakeLog, FakeServices
 
 CONFIG = """\
 server.hostname = "mx.example.org"
@@ -201,3 +212,41 @@ def test_a_balancer_that_hides_its_clients_is_told_to_the_supervisor(tmp_path: P
     worker._listener = FakeListener()
 
     assert worker._detail() == {"clients": {"hidden_by": "10.0.0.1"}}
+
+
+def test_name_servers_become_the_resolvers(tmp_path: Path) -> None:
+    path = tmp_path / "mxgate.toml"
+    path.write_text(f'{CONFIG}\n[dns]\nnameservers = ["192.0.2.53", "[2001:db8::53]:5353"]\ntimeout_s = 2\n')
+    assert dns_settings(load(path, environ={})) == DnsSettings(
+        (Nameserver("192.0.2.53"), Nameserver("2001:db8::53", 5353)), 2, 20
+    )
+
+
+class FakeDns:
+    """Keeps how long each policy may wait."""
+
+    def __init__(self) -> None:
+        self.limits: dict[str, float] = {}
+
+    def for_policy(self, name: str, limit_s: float) -> FakeDns:
+        self.limits[name] = limit_s
+        return self
+
+
+def test_each_policy_may_wait_for_dns_a_part_of_the_time_that_it_has(tmp_path: Path) -> None:
+    file = tmp_path / "quick.py"
+    file.write_text(
+        "from gateway.api import Policy\n"
+        "class Quick(Policy):\n"
+        "    name = 'quick'\n"
+        "    timeout_s = 2\n"
+        "    async def on_eom(self, tx): ...\n"
+    )
+    path = tmp_path / "mxgate.toml"
+    path.write_text(f"{CONFIG}\n[policy.quick]\nfile = '{file}'\n")
+    config = load(path, environ={})
+    worker: Any = Worker(config, plan(config), FakeLog(), ProcessMetrics())
+    dns = FakeDns()
+    worker._pipeline(FakeServices(), dns)
+    assert dns.limits["quick"] == pytest.approx(2 * 0.85)
+    assert dns.limits["relay_guard"] == pytest.approx(10 * 0.85)

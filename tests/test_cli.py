@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 import types
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from gateway import __version__
-from gateway.cli import cli
+from gateway.cli import COMMANDS_GROUP, Given, cli
 from gateway.config import Config
 
 CONFIG = """\
@@ -262,6 +264,7 @@ def test_wrong_usage_is_64(arguments: list[str]) -> None:
         "config docs",
         "plan",
         "version",
+        "explain",
         "demo",
     ],
 )
@@ -305,6 +308,48 @@ def test_demo_runs_in_the_directory_that_was_named(tmp_path: Path, monkeypatch: 
     assert run("demo", "--dir", tmp_path).exit_code == 0
     assert run("demo").exit_code == 0
     assert called == [tmp_path, Path("mxgate-demo")]
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, **commands: str) -> None:
+    """Other distributions offer these commands."""
+    found = [EntryPoint(name, value, COMMANDS_GROUP) for name, value in commands.items()]
+    monkeypatch.setattr("gateway.cli.entry_points", lambda *, group: found if group == COMMANDS_GROUP else [])
+
+
+def test_commands_of_policies_are_listed_and_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, theirs="no_such_module:command", plan="no_such_module:command")
+    result = run("--help")
+    assert result.exit_code == 0
+    ours, _, others = result.stdout.partition("Commands of policies:")
+    assert "  plan " in ours
+    assert others.split()[:1] == ["theirs"]
+    assert "plan" not in others
+
+
+def test_a_command_of_a_policy_runs_with_what_the_group_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("their_commands")
+
+    @click.command()
+    @click.pass_obj
+    def theirs(given: Given) -> int:
+        click.echo(given.config)
+        return 1
+
+    vars(module).update(theirs=theirs, nothing=3)
+    monkeypatch.setitem(sys.modules, "their_commands", module)
+    offer(
+        monkeypatch,
+        theirs="their_commands:theirs",
+        broken="no_such_module:command",
+        nothing="their_commands:nothing",
+    )
+    done = run("--config", "x.toml", "theirs")
+    assert (done.exit_code, done.stdout) == (1, "x.toml\n")
+    for name in ("broken", "nothing"):
+        done = run(name)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"Error: {name} of ")
+    assert run("others").exit_code == 64
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **members: object) -> None:

@@ -188,13 +188,17 @@ def running(tmp_path: Path) -> Iterator[Running]:
 
 
 @pytest.mark.e2e
-def test_a_message_is_stored_as_it_was_sent_behind_one_received_field(running: Running) -> None:
+def test_a_message_is_stored_as_it_was_sent_behind_two_fields_of_ours(running: Running) -> None:
     code, text = running.submit("ann@demo.test")
     assert code == 250, text
     (stored,) = running.stored()
-    received, content = stored[: -len(CONTENT)], stored[-len(CONTENT) :]
+    ours, content = stored[: -len(CONTENT)], stored[-len(CONTENT) :]
     assert content == CONTENT
-    assert re.fullmatch(rb"Received: from [^\r\n]+(\r\n\t[^\r\n]+)+\r\n", received), received
+    assert re.fullmatch(
+        rb"Authentication-Results: mx\.demo\.test;[^\r\n]*(\r\n\t[^\r\n]+)*\r\n"
+        rb"Received: from [^\r\n]+(\r\n\t[^\r\n]+)+\r\n",
+        ours,
+    ), ours
     assert text.decode().rpartition("/")[2] in {
         file.name for file in (running.directory / "Maildir/new").iterdir()
     }

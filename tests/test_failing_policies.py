@@ -14,7 +14,7 @@ from gateway.policy import Mode, NoSettings, OnError, Policy
 from gateway.smtp import reply
 from gateway.verdict import AddField, Stage, proceed, quarantine
 from tests.fakes import STORED, FakeServices, LoopTime
-from tests.world import CLIENT, MESSAGE, RECEIVED, World, envelope, rcpt, send, started
+from tests.world import ABOVE, CLIENT, MESSAGE, World, envelope, rcpt, send, started
 
 BLOCK_S, TIMEOUT_S = 2.0, 1.0
 
@@ -169,7 +169,7 @@ async def test_a_failure_is_what_the_operator_chose_and_the_next_message_is_judg
     stays = is_deferred and stage in (Stage.CONNECT, Stage.EHLO)
     assert second == (reply.INTERNAL if stays else STORED)
     delivered = [each.message for each in world.relay.delivered]
-    assert delivered == [RECEIVED.replace(b"T1-1", each.encode()) + MESSAGE for each in ids(first, second)]
+    assert delivered == [ABOVE.replace(b"T1-1", each.encode()) + MESSAGE for each in ids(first, second)]
     # the metrics
     metrics = world.services.metrics
     assert metrics.of("mxgate_policy_failures_total") == {("broken", stage, failure): 1}

@@ -34,6 +34,8 @@ from gateway.verdict import (
 )
 from tests.fakes import STORED, Says, SaysBehind
 from tests.world import (
+    ABOVE,
+    AUTHRES,
     CLIENT,
     EARLY,
     LATER,
@@ -66,7 +68,7 @@ async def test_a_message_is_accepted_with_the_downstreams_own_reply(is_stuffed: 
     assert await world.message(is_stuffed=is_stuffed) == Answer(STORED)
 
     (delivered,) = world.relay.delivered
-    assert delivered.message == RECEIVED + MESSAGE
+    assert delivered.message == ABOVE + MESSAGE
     assert delivered.is_stuffed is is_stuffed
     assert [str(r.mailbox) for r in delivered.tx.envelope.rcpts] == ["b@example.org"]
     assert world.count("transactions") == {"accepted": 1}
@@ -119,7 +121,7 @@ async def test_a_message_too_large_for_memory_is_delivered_from_the_file() -> No
 
     await world.message(message)
 
-    assert world.relay.delivered[0].message == RECEIVED + message
+    assert world.relay.delivered[0].message == ABOVE + message
     assert world.spool.used_bytes == 0
 
 
@@ -131,7 +133,7 @@ async def test_odd_messages_are_delivered_as_they_are(message: bytes, is_stuffed
     world = World()
 
     assert await world.message(message, is_stuffed=is_stuffed) == Answer(STORED)
-    assert world.relay.delivered[0].message == RECEIVED + message
+    assert world.relay.delivered[0].message == ABOVE + message
 
 
 async def test_received_tells_of_tls_and_of_several_recipients_nothing() -> None:
@@ -573,7 +575,7 @@ async def test_a_quarantined_message_is_delivered_with_our_field_and_no_forged_o
 
     assert await world.message(forged + MESSAGE) == Answer(STORED)
 
-    assert world.relay.delivered[0].message == b"X-Mxgate-Quarantine: spam\r\n" + RECEIVED + MESSAGE
+    assert world.relay.delivered[0].message == AUTHRES + b"X-Mxgate-Quarantine: spam\r\n" + RECEIVED + MESSAGE
     assert world.count("transactions") == {"quarantined": 1}
     ((event, keys),) = world.lines
     assert (event, keys["action"], keys["policy"]) == ("message.quarantined", "quarantined", "says")
@@ -592,7 +594,7 @@ async def test_a_forged_quarantine_field_is_removed_from_a_good_message_too() ->
 
     await world.message(b"x-mxgate-quarantine: forged\r\n" + MESSAGE)
 
-    assert world.relay.delivered[0].message == RECEIVED + MESSAGE
+    assert world.relay.delivered[0].message == ABOVE + MESSAGE
 
 
 async def test_edits_are_applied_once_in_order_above_our_received() -> None:
@@ -603,7 +605,7 @@ async def test_edits_are_applied_once_in_order_above_our_received() -> None:
     await world.message(b"X-A: kept\r\nReceived-Spf: pass\r\n" + MESSAGE)
 
     (delivered,) = world.relay.delivered
-    assert delivered.message == b"X-A: 1\r\nX-B: 2\r\n" + RECEIVED + b"X-A: kept\r\n" + MESSAGE
+    assert delivered.message == AUTHRES + b"X-A: 1\r\nX-B: 2\r\n" + RECEIVED + b"X-A: kept\r\n" + MESSAGE
 
 
 async def test_what_early_stages_found_counts_for_every_transaction_behind_them() -> None:
@@ -624,7 +626,11 @@ async def test_what_early_stages_found_counts_for_every_transaction_behind_them(
 
     for delivered in world.relay.delivered:
         assert delivered.tx.results == tuple(results[stage] for stage in (*EARLY, Stage.EOM))
-        assert delivered.prefix.startswith(b"X-connect: 1\r\nX-ehlo: 1\r\nX-mail: 1\r\nX-eom: 1\r\nReceived:")
+        assert delivered.prefix.startswith(
+            b"Authentication-Results: mx.example.org;\r\n"
+            b"\tx-connect=pass;\r\n\tx-ehlo=pass;\r\n\tx-mail=pass;\r\n\tx-eom=pass\r\n"
+            b"X-connect: 1\r\nX-ehlo: 1\r\nX-mail: 1\r\nX-eom: 1\r\nReceived:"
+        )
     seen = [(stage, len(tx.results)) for stage, tx in says.transactions[:3]]
     assert seen == [(Stage.MAIL, 2), (Stage.RCPT, 3), (Stage.EOM, 3)]
     talk.tls_started(TLS)
@@ -783,6 +789,7 @@ async def test_one_line_tells_all_about_a_transaction() -> None:
                 "reason": "known",
                 "code": 250,
                 "enhanced": "2.0.0",
+                "auth": "",
                 "client": "192.0.2.1",
                 "helo": "client.example",
                 "tls": "",
@@ -889,6 +896,9 @@ async def test_a_message_leaves_a_record_of_who_said_what() -> None:
         route="main",
         header=b"From: a@client.example\r\nSubject: x\r\n",
         size_bytes=len(stuff(MESSAGE)),
+        timings=(("policies", 0), ("delivery", 0)),
+        judged_at=world.services.clock.now(),
+        authserv_id="mx.example.org",
     )
     assert [(judged.stage, judged.rcpt, judged.verdict.action.label) for judged in record.judged] == [
         (Stage.CONNECT, None, "continue"),

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
+from math import inf
 from typing import Any
 
 import pytest
 
 from gateway.decision import Judged
-from gateway.pipeline import PROCEED, STAGE_BUDGET_S, Decided, Pipeline
+from gateway.pipeline import PROCEED, STAGE_BUDGET_S, Decided, Pipeline, least_times
 from gateway.plan import GUARD, RECIPIENT, PlanError, Step, rank_of
 from gateway.policy import Mode, NoSettings, OnError, Outcome, Policy
 from gateway.session import Envelope, Recipient, Session, Transaction
@@ -899,3 +900,28 @@ async def test_the_default_hooks_go_on() -> None:
         assert verdict == proceed()
     await plain.on_outcome(TX, Outcome(reply.OK, delivered=True))
     await plain.stop()
+
+
+# --- what the stages leave a policy -------------------------------------------------------------------
+
+
+def test_a_policy_has_its_ranks_share_of_the_stage_that_leaves_it_least() -> None:
+    steps = [
+        policy("relay_guard", stages=[Stage.RCPT]),
+        policy("spf", stages=[Stage.MAIL]),
+        policy("dkim"),
+        policy("arc"),
+        policy("dmarc", after=("spf", "dkim", "arc")),
+        policy("grey", stages=[Stage.RCPT, Stage.EOM], after=("dmarc", RECIPIENT)),
+        policy("idle", stages=[]),
+    ]
+    eom, rcpt = STAGE_BUDGET_S[Stage.EOM], STAGE_BUDGET_S[Stage.RCPT]
+    assert least_times(steps) == {
+        "relay_guard": rcpt / 2,
+        "spf": STAGE_BUDGET_S[Stage.MAIL],
+        "dkim": eom / 3,
+        "arc": eom / 3,
+        "dmarc": eom / 3,
+        "grey": eom / 3,
+        "idle": inf,
+    }

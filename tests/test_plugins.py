@@ -12,6 +12,7 @@ from gateway.config import Config, ConfigError, Mode, load
 from gateway.plugins import PluginError, installed, plan
 from gateway.policy import OnError
 from gateway.session import Trust
+from gateway.show_plan import shown_plan
 from tests.fakes import FakeServices
 
 CONFIG = """\
@@ -367,6 +368,34 @@ def test_a_domain_has_the_policys_settings_but_for_its_own(install: Install, tmp
     assert step.exempt == (ip_network("192.0.2.0/24"), Trust.TRUSTED)
     objects = [each.policy for each in step.overrides]
     assert [policy and policy.settings for policy in objects] == [one.settings, below.settings, None]
+
+
+def test_a_policy_says_whom_it_exempts_unless_the_operator_does(install: Install, tmp_path: Path) -> None:
+    source = (
+        "from gateway.session import Trust\n" + SPF + "    exempt = (Trust.TRUSTED, Trust.AUTHENTICATED)\n"
+    )
+    install("mxgate-spf", "spf", source, spf="Spf")
+    for more, expected in (
+        ("", (Trust.TRUSTED, Trust.AUTHENTICATED)),
+        ("policy.spf.mode = 'observe'", (Trust.TRUSTED, Trust.AUTHENTICATED)),
+        ("policy.spf.exempt = []", ()),
+        ("policy.spf.exempt = ['192.0.2.0/24']", (ip_network("192.0.2.0/24"),)),
+    ):
+        spf = plan(config(tmp_path, more))[1]
+        assert spf.exempt == expected
+        (shown,) = (each for each in shown_plan([spf])["policies"])
+        assert shown["exempt"] == [str(each) for each in expected]
+
+
+@pytest.mark.parametrize("exempt", ["Trust.TRUSTED", "('trusted', 1)", "(Trust.UNTRUSTED,)", "None"])
+def test_a_policy_exempts_nobody_but_those_who_are_trusted(
+    install: Install, tmp_path: Path, exempt: str
+) -> None:
+    install(
+        "mxgate-spf", "spf", f"from gateway.session import Trust\n{SPF}    exempt = {exempt}\n", spf="Spf"
+    )
+    (problem,) = refused(tmp_path)
+    assert "may be a tuple of trusted and authenticated only" in problem
 
 
 def test_settings_of_a_domain_are_validated_and_told_with_their_line(

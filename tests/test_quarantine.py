@@ -12,7 +12,7 @@ from gateway.smtp import reply
 from gateway.smtp.reply import Reply
 from gateway.verdict import AddField, RemoveFields, Stage, proceed, quarantine
 from tests.fakes import STORED, Says
-from tests.world import MESSAGE, RECEIVED, World, rcpt
+from tests.world import ABOVE, AUTHRES, MESSAGE, RECEIVED, World, rcpt
 
 FIELD = b"X-Mxgate-Quarantine: spam\r\n"
 REFUSALS = [
@@ -38,7 +38,7 @@ async def test_a_quarantined_message_says_why_and_goes_where_it_is_to_go(route: 
     assert await world.message() == Answer(STORED)
 
     assert world.relay.delivered_to == [route]
-    assert world.relay.delivered[0].message == FIELD + RECEIVED + MESSAGE
+    assert world.relay.delivered[0].message == AUTHRES + FIELD + RECEIVED + MESSAGE
     ((event, keys),) = world.lines
     assert (event, keys["action"], keys["policy"], keys["reason"]) == (
         "message.quarantined",
@@ -86,7 +86,7 @@ async def test_the_field_has_the_name_that_the_operator_gave_it_and_no_forgery_s
     await world.message(b"x-jail: no\r\nX-Mxgate-Quarantine: theirs\r\n" + MESSAGE)
 
     assert world.relay.delivered[0].message == (
-        b"X-Jail: spam\r\n" + RECEIVED + b"X-Mxgate-Quarantine: theirs\r\n" + MESSAGE
+        AUTHRES + b"X-Jail: spam\r\n" + RECEIVED + b"X-Mxgate-Quarantine: theirs\r\n" + MESSAGE
     )
 
 
@@ -105,7 +105,7 @@ async def test_an_observed_policy_puts_nothing_into_quarantine() -> None:
     assert await world.message() == Answer(STORED)
 
     assert world.relay.delivered_to == [""]
-    assert world.relay.delivered[0].message == RECEIVED + MESSAGE
+    assert world.relay.delivered[0].message == ABOVE + MESSAGE
     assert world.services.metrics["mxgate_policy_would_total", "says", "eom", "quarantine"] == 1
 
 

@@ -20,7 +20,7 @@ from gateway.smtp.content import Fault, stuff
 from gateway.verdict import Stage, Verdict, proceed
 from gateway.watching import Failure, Watching
 from tests.fakes import STORED, FakeServices
-from tests.world import MESSAGE, RECEIVED, World, send
+from tests.world import ABOVE, MESSAGE, World, send
 
 HEADER, BODY = MESSAGE.split(b"\r\n\r\n", 1)
 
@@ -97,7 +97,7 @@ async def test_a_watch_sees_the_body_as_the_sender_meant_it(is_stuffed: bool) ->
     assert seen is not None
     assert (seen.body, seen.ended) == (BODY, 1)
     assert watches.headers == [[b"from", b"subject"]]
-    assert world.relay.delivered[0].message == RECEIVED + MESSAGE
+    assert world.relay.delivered[0].message == ABOVE + MESSAGE
 
 
 @given(
@@ -244,7 +244,7 @@ async def test_a_watch_that_fails_is_a_failure_of_its_policy_at_eom(
 
     assert answer == Answer(reply.INTERNAL if is_deferred else STORED)
     if not is_deferred:
-        assert world.relay.delivered[0].message == RECEIVED + MESSAGE
+        assert world.relay.delivered[0].message == ABOVE + MESSAGE
     assert broken.at_eom == [], "its EOM hook is not asked"
     assert fine.at_eom[0] is not None
     assert fine.at_eom[0].body == BODY

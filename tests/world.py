@@ -26,12 +26,15 @@ LATER = Reply(450, "4.7.1", "Later")
 NEVER = Reply(550, "5.7.1", "Never")
 UNKNOWN = Reply(550, "5.1.1", "Who is that?")
 MESSAGE = b"From: a@client.example\r\nSubject: x\r\n\r\n.dot\r\nbody\r\n"
+AUTHRES = b"Authentication-Results: mx.example.org; none\r\n"
 RECEIVED = (
     b"Received: from client.example ([192.0.2.1])\r\n"
     b"\tby mx.example.org with ESMTP id T1-1\r\n"
     b"\tfor <b@example.org>;\r\n"
     b"\tTue, 14 Nov 2023 22:13:20 +0000\r\n"
 )
+ABOVE = AUTHRES + RECEIVED
+"""What we write above a message of which no policy says anything."""
 EARLY = [Stage.CONNECT, Stage.EHLO, Stage.MAIL]
 
 

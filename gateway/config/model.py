@@ -261,8 +261,13 @@ class Dns(Section):
     nameservers: tuple[Nameserver, ...] = _key(
         (), "Addresses, `127.0.0.1:5353`; port 53 unless given; empty: the system's."
     )
-    timeout_s: Seconds = _key(5.0, "For one question.", gt=0, le=60)
-    total_timeout_s: Seconds = _key(20.0, "For one message.", gt=0, le=120)
+    timeout_s: Seconds = _key(5.0, "For one question, all name servers together.", gt=0, le=60)
+    total_timeout_s: Seconds = _key(
+        20.0,
+        "For one message: what its policies wait for questions; those for the author domain have 8 s of their own.",
+        gt=0,
+        le=120,
+    )
 
 
 class State(Section):
@@ -294,6 +299,10 @@ class Auth(Section):
     """`[auth]`: Authentication-Results."""
 
     authserv_id: AuthservId = _key("", "Our authserv-id (RFC 8601 2.5); empty: `server.hostname`.")
+    authserv_id_aliases: tuple[AuthservId, ...] = _key(
+        (),
+        "Others that are ours, such as former ones and those of hosts behind us: fields of theirs are removed too.",
+    )
 
 
 class Log(Section):
@@ -346,10 +355,10 @@ class PolicySection(Section):
     )
     timeout_s: Seconds | None = _key(None, "Deadline of one hook; default: the policy's own.", gt=0, le=60)
     on_error: OnError | None = _key(None, "When the policy fails; default: the policy's own.")
-    exempt: tuple[Exempt, ...] = _key(
-        (),
+    exempt: tuple[Exempt, ...] | None = _key(
+        None,
         "Clients that skip this policy: networks, and the classes `trusted` (`relay.trusted_networks`) and "
-        "`authenticated`.",
+        "`authenticated`; default: the policy's own.",
     )
     file: OptionalPath = _key(None, "Single Python file with the policy; empty: an installed distribution.")
     settings: Mapping[str, object] = Field(default_factory=dict, description="The policy's own keys.")

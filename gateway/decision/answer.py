@@ -23,7 +23,7 @@ _STEP = 16
 class DecisionsAnswer:
     """What one worker answers: `step` until it is complete, then `result`. Raises FilterError for a bad query.
 
-    The records come in full when `tx` is asked for, otherwise without the fields of the header.
+    The records come in full when `tx` is asked for; otherwise without the header, evidence and DNS.
     """
 
     def __init__(self, ring: DecisionRing, query: Mapping[str, object]) -> None:
@@ -31,14 +31,15 @@ class DecisionsAnswer:
         self._found = [*ring.latest(limit + 1, filters=filters)]  # one more tells whether there is more
         self._is_truncated = len(self._found) > limit
         self._found = self._found[limit - 1 :: -1] if self._is_truncated else self._found[::-1]
-        self._with_header = bool(filters.tx)
+        self._in_full = bool(filters.tx)
         self._shown: list[Json] = []
         self._bytes = 0
 
     def step(self) -> bool:
         """Serialise a few more records; True when that was all."""
-        for _ in range(min(_STEP, len(self._found))):
-            shown = to_json(self._found.pop(), with_header=self._with_header)
+        # in full a record takes as long as several that are not
+        for _ in range(min(1 if self._in_full else _STEP, len(self._found))):
+            shown = to_json(self._found.pop(), in_full=self._in_full)
             self._bytes += len(json.dumps(shown))
             if self._shown and self._bytes > MAX_ANSWER_BYTES:
                 self._found.clear()

@@ -6,9 +6,12 @@ the octets of the header, which the ring caps. Lists are handed over and not cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
+from gateway.lookup import Asked
+from gateway.mail.digest import BodyDigest, Wanted
 from gateway.session import Envelope, Recipient, Session
 from gateway.smtp.reply import Reply
 from gateway.verdict import AuthResult, Stage, Verdict
@@ -44,18 +47,6 @@ class RcptAnswer(NamedTuple):
     reason: str = ""
 
 
-class Asked(NamedTuple):
-    """One DNS question and what came of it."""
-
-    policy: str
-    name: str
-    rrtype: str
-    answer: str
-    """records, no_data, no_such_name or temporary_failure."""
-    records: tuple[str, ...] = ()
-    duration_s: float = 0.0
-
-
 class Decision(NamedTuple):
     """One finished transaction. The words are those of its line in the log."""
 
@@ -88,11 +79,18 @@ class Decision(NamedTuple):
     """Octets of the header, unstuffed; the ring cuts them to 16 KiB."""
     size_bytes: int = 0
     """Of the content on the wire."""
-    digest: str = ""
-    """Of the content, where somebody computed one: "sha256:" and hex digits."""
+    digests: Mapping[Wanted, BodyDigest] = MappingProxyType({})
+    """Of the body, those that policies wanted."""
     timings: tuple[tuple[str, float], ...] = ()
     """Parts of the duration in seconds, by name."""
-    dns: tuple[Asked, ...] = ()
+    dns: Sequence[Asked] = ()
+    """Each question of the policies once."""
+    judged_at: float = 0.0
+    """When the header was complete and the policies saw it, seconds since the epoch; without a header as `time`."""
+    authserv_id: str = ""
+    """Ours (RFC 8601 2.5) at that time."""
     omitted_rcpts: int = 0
     """Left out by the ring, because the record was too large."""
     omitted_judged: int = 0
+    omitted_dns: int = 0
+    omitted_header_bytes: int = 0

@@ -2,6 +2,10 @@
 
 What a record keeps alive is estimated when it is added: a constant for each kind of object, and the length of every
 text that a stranger or a policy wrote. Nothing is copied or serialised here, but for records that are too large.
+
+Evidence is the policies' own: nobody looks into it here. What it quotes of strangers is in the header and in the
+answers of DNS, so it is taken for a constant each, for the whole header once more, and for what long texts in DNS may
+have become.
 """
 
 from __future__ import annotations
@@ -13,13 +17,16 @@ from dataclasses import replace
 from typing import Final
 
 from gateway.decision.filters import ANY, Filters
-from gateway.decision.record import Decision
+from gateway.decision.record import Decision, Judged
+from gateway.lookup import Asked, Mx
 from gateway.verdict import AddField, AuthResult, Verdict, proceed
 
 MAX_BYTES: Final = 4 * 1024 * 1024
 MAX_HEADER_BYTES: Final = 16 * 1024
 # A sixteenth of the ring: a message for 200 recipients fits as a rule, and no record drives many others out.
 MAX_RECORD_BYTES: Final = 256 * 1024
+# More than one message may ask for (SECURITY.md section 1).
+_MAX_DNS = 500
 # What is left of the lists of a record that is larger.
 _KEPT = 100
 _KEPT_TEXT = 500
@@ -33,7 +40,14 @@ _REPLY = 150
 _RESULT = 100
 _EDIT = 60
 _PROPERTY = 60
+_EVIDENCE = 2000
+_DIGEST = 350
 _ASKED = 250
+_RECORD_OF_DNS = 60
+# What a policy makes of a text in DNS, a network of each few characters, may be that many times as large; of texts of
+# the usual length the constant for evidence has it.
+_LONG_TEXT = 2048
+_MADE_OF_TEXT = 40
 
 _size = sys.getsizeof  # of a text: one to four bytes for each character
 
@@ -42,10 +56,14 @@ _PLAIN = proceed()
 
 
 class DecisionRing:
-    """Keeps the newest records within `max_bytes`, an estimate that is right within a factor of two."""
+    """Keeps the newest records within `max_bytes`, an estimate that is right within a factor of two.
 
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+    With `cut` False a record stays as it is, whatever its size.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES, *, cut: bool = True) -> None:
         self.max_bytes = max_bytes
+        self._cuts = cut
         self.used_bytes = 0
         self._kept: deque[tuple[Decision, int]] = deque()
 
@@ -54,10 +72,10 @@ class DecisionRing:
 
     def add(self, decision: Decision) -> None:
         """Keep a record, and drop the oldest for it. One that is too large loses much of what it holds; see `_cut`."""
-        if len(decision.header) > MAX_HEADER_BYTES:
-            decision = decision._replace(header=_capped(decision.header))
+        if self._cuts and (len(decision.header) > MAX_HEADER_BYTES or len(decision.dns) > _MAX_DNS):
+            decision = _capped(decision)
         size = estimate_bytes(decision)
-        if size > MAX_RECORD_BYTES:
+        if self._cuts and size > MAX_RECORD_BYTES:
             decision = _cut(decision)
             size = estimate_bytes(decision)
         kept = self._kept
@@ -85,6 +103,7 @@ def estimate_bytes(decision: Decision) -> int:
     """What a record keeps alive."""
     mail_from, answer = decision.envelope.mail_from, decision.reply
     size = _RECORD + len(decision.header) + len(decision.session.helo) + len(decision.error)
+    has_evidence = False
     if mail_from is not None:
         size += 2 * len(mail_from.text)  # the whole, and its parts
     if answer is not None:
@@ -93,17 +112,36 @@ def estimate_bytes(decision: Decision) -> int:
         size += _RCPT + 2 * len(rcpt.mailbox.text) + len(rcpt.orcpt) + _REPLY + 2 * len(reply.text)
     for judged in decision.judged:
         size += _JUDGED
-        if judged.verdict is not _PLAIN:
-            size += _of_verdict(judged.verdict)
-        if judged.would_be is not None and judged.would_be is not _PLAIN:
-            size += _of_verdict(judged.would_be)
+        verdict = judged.verdict if judged.would_be is None else judged.would_be
+        if verdict is not _PLAIN:
+            size += _of_verdict(verdict)
+            has_evidence = has_evidence or verdict.evidence is not None
+    if has_evidence:
+        size += len(decision.header) + decision.omitted_header_bytes
+    size += _DIGEST * len(decision.digests)
     for asked in decision.dns:
-        size += _ASKED + _size(asked.name) + sum(map(_size, asked.records))
+        size += _of_asked(asked, has_evidence=has_evidence)
+    return size
+
+
+def _of_asked(asked: Asked, *, has_evidence: bool) -> int:
+    size = _ASKED + _size(asked.question.name)
+    for record in asked.answer.records:
+        if isinstance(record, bytes):
+            size += _size(record)
+            if has_evidence and len(record) > _LONG_TEXT:
+                size += _MADE_OF_TEXT * (len(record) - _LONG_TEXT)
+        else:
+            size += _RECORD_OF_DNS
+            if isinstance(record, Mx):
+                size += _size(record.host)
+            elif isinstance(record, str):
+                size += _size(record)
     return size
 
 
 def _of_verdict(verdict: Verdict) -> int:
-    size = _VERDICT
+    size = _VERDICT if verdict.evidence is None else _VERDICT + _EVIDENCE
     if verdict.reply is not None:
         size += _REPLY + 2 * len(verdict.reply.text)
     for result in verdict.results:
@@ -119,30 +157,55 @@ def _of_result(result: AuthResult) -> int:
     # a policy wrote it, and not all of them are checked by mypy
     if isinstance(properties, tuple):
         for pair in properties:
-            size += _PROPERTY + (sum(map(_size, pair)) if isinstance(pair, tuple) else 0)
+            size += _PROPERTY
+            if isinstance(pair, tuple):
+                for text in pair:
+                    size += _size(text)
     return size
 
 
-def _capped(header: bytes) -> bytes:
-    """Its first lines, as many as fit."""
-    end = header.rfind(b"\r\n", 0, MAX_HEADER_BYTES)
-    return header[: end + 2] if end >= 0 else header[:MAX_HEADER_BYTES]
+def _capped(decision: Decision) -> Decision:
+    """Of the header the first lines, as many as fit, and the first questions."""
+    header, dns = decision.header, decision.dns
+    if len(header) > MAX_HEADER_BYTES:
+        end = header.rfind(b"\r\n", 0, MAX_HEADER_BYTES)
+        header = header[: end + 2] if end >= 0 else header[:MAX_HEADER_BYTES]
+    return decision._replace(
+        header=header,
+        dns=dns[:_MAX_DNS],
+        omitted_header_bytes=len(decision.header) - len(header),
+        omitted_dns=max(0, len(dns) - _MAX_DNS),
+    )
 
 
 def _cut(decision: Decision) -> Decision:
-    """What is left of a record that is too large: the first recipients, and the last verdicts that say something."""
+    """What is left of a record that is too large: the first recipients, and the last verdicts that say something.
+
+    Their evidence is left out, since it may be what is large.
+    """
     rcpts = decision.rcpts[:_KEPT]
     telling = [j for j in decision.judged if j.verdict is not _PLAIN or j.would_be is not None or j.failure]
     left = decision._replace(
         envelope=replace(decision.envelope, rcpts=()),
         rcpts=rcpts,
-        judged=telling[-_KEPT:],
+        judged=[_without_evidence(judged) for judged in telling[-_KEPT:]],
         results=(),
         header=b"",
         error=decision.error[:_KEPT_TEXT],
         dns=(),
         omitted_rcpts=len(decision.rcpts) - len(rcpts),
+        omitted_dns=decision.omitted_dns + len(decision.dns),
+        omitted_header_bytes=decision.omitted_header_bytes + len(decision.header),
     )
     if estimate_bytes(left) > MAX_RECORD_BYTES:  # a policy writes without end
         left = left._replace(judged=())
     return left._replace(omitted_judged=len(decision.judged) - len(left.judged))
+
+
+def _without_evidence(judged: Judged) -> Judged:
+    verdict, would_be = judged.verdict, judged.would_be
+    if verdict.evidence is not None:
+        verdict = replace(verdict, evidence=None)
+    if would_be is not None and would_be.evidence is not None:
+        would_be = replace(would_be, evidence=None)
+    return judged._replace(verdict=verdict, would_be=would_be)

@@ -2,20 +2,25 @@
 
 Much of a record was written by strangers: addresses, HELO, header fields, the downstream's words. `to_json` gives only
 what every reader of JSON takes (finite numbers, no lone surrogate), and never raises, whatever a policy has put into
-its verdicts.
+its verdicts. In full it has all that a replay needs: the header's octets, digests, and answers of DNS, to the octet.
 """
 
 from __future__ import annotations
 
+import base64
 import re
 import time
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from math import isfinite
 from typing import Final, TypeAlias
 
-from gateway.decision.record import Asked, Decision, Judged, RcptAnswer
+from gateway.decision.exact import record_text
+from gateway.decision.record import Decision, Judged, RcptAnswer
+from gateway.lookup import Asked
+from gateway.mail.digest import BodyDigest, Canonicalization
 from gateway.smtp.reply import Reply
-from gateway.verdict import Action, AddField, AuthResult, RemoveFields, Verdict
+from gateway.verdict import Action, AddField, AuthResult, Evidence, RemoveFields, Verdict
 
 Json: TypeAlias = "Mapping[str, Json] | list[Json] | str | int | float | bool | None"
 
@@ -32,10 +37,14 @@ SHOWN_FIELDS: Final = frozenset(
 _FIELD_END = re.compile(rb"\r\n(?![ \t])")
 # A text that a policy made may be of any size; what a person or a program reads of it need not be.
 _MAX_TEXT: Final = 2000
+_MAX_EVIDENCE: Final = 500
 
 
-def to_json(decision: Decision, *, with_header: bool = True) -> dict[str, Json]:
-    """The record in JSON's types. The keys of its first level are those of its line in the log, where that has them."""
+def to_json(decision: Decision, *, in_full: bool = True) -> dict[str, Json]:
+    """The record in JSON's types. The keys of its first level are those of its line in the log, where that has them.
+
+    In full it may take some milliseconds, since policies put their evidence into words.
+    """
     session, envelope, reply = decision.session, decision.envelope, decision.reply
     tls = session.tls
     shown: dict[str, Json] = {
@@ -53,6 +62,9 @@ def to_json(decision: Decision, *, with_header: bool = True) -> dict[str, Json]:
         "mail_from": _text(envelope.mail_from.text) if envelope.mail_from is not None else "",
         "body_type": _text(envelope.body_type),
         "smtputf8": envelope.smtputf8,
+        "size_hint": envelope.size_hint,
+        "dsn_ret": _text(envelope.dsn_ret),
+        "dsn_envid": _text(envelope.dsn_envid),
         "rcpts": [_rcpt(answer) for answer in decision.rcpts],
         "stage": _text(decision.stage),
         "action": _text(decision.action),
@@ -64,18 +76,29 @@ def to_json(decision: Decision, *, with_header: bool = True) -> dict[str, Json]:
         "route": _text(decision.route),
         "error": _text(decision.error),
         "size_bytes": decision.size_bytes,
-        "digest": _text(decision.digest),
         "duration_ms": _milliseconds(decision.duration_s),
         "timings_ms": {_text(name): _milliseconds(spent_s) for name, spent_s in decision.timings},
-        "verdicts": [_judged(judged) for judged in decision.judged],
-        "results": [_result(result) for result in decision.results],
-        "dns": [_asked(asked) for asked in decision.dns],
+        "verdicts": [_judged(judged, in_full=in_full) for judged in decision.judged],
+        "results": [result_json(result) for result in decision.results],
         "omitted_rcpts": decision.omitted_rcpts,
         "omitted_verdicts": decision.omitted_judged,
     }
-    if with_header:
-        shown["header"] = [*_fields(decision.header)]
+    if in_full:
+        shown |= _in_full(decision)
     return shown
+
+
+def _in_full(decision: Decision) -> dict[str, Json]:
+    return {
+        "header": [*_fields(decision.header)],
+        "header_octets": base64.b64encode(decision.header).decode("ascii"),
+        "omitted_header_bytes": decision.omitted_header_bytes,
+        "digests": [_digest(*wanted, digest) for wanted, digest in decision.digests.items()],
+        "dns": [asked_json(asked) for asked in decision.dns],
+        "omitted_dns": decision.omitted_dns,
+        "judged_at": decision.judged_at,
+        "authserv_id": _text(decision.authserv_id),
+    }
 
 
 def would_be(decision: Decision) -> dict[str, Json] | None:
@@ -99,6 +122,8 @@ def would_be(decision: Decision) -> dict[str, Json] | None:
 def _rcpt(answer: RcptAnswer) -> dict[str, Json]:
     return {
         "rcpt": _text(answer.rcpt.mailbox.text),
+        "notify": _text(answer.rcpt.notify),
+        "orcpt": _text(answer.rcpt.orcpt),
         **_reply(answer.reply),
         "policy": _text(answer.policy),
         "reason": _text(answer.reason),
@@ -111,7 +136,9 @@ def _reply(reply: object) -> dict[str, Json]:
     return {"code": reply.code, "enhanced": reply.enhanced, "text": reply.text}
 
 
-def _judged(judged: Judged) -> dict[str, Json]:
+def _judged(judged: Judged, *, in_full: bool) -> dict[str, Json]:
+    seen = judged.verdict if judged.would_be is None else judged.would_be
+    evidence: dict[str, Json] = {"evidence": [*_evidence(seen.evidence)]} if in_full else {}
     return {
         "policy": _text(judged.policy),
         "stage": _text(judged.stage),
@@ -120,6 +147,7 @@ def _judged(judged: Judged) -> dict[str, Json]:
         **_verdict(judged.verdict),
         "would_be": _verdict(judged.would_be) if judged.would_be is not None else None,
         "failure": _text(judged.failure),
+        **evidence,
         "duration_ms": _milliseconds(judged.duration_s),
     }
 
@@ -130,12 +158,13 @@ def _verdict(verdict: Verdict) -> dict[str, Json]:
         "action": action.label if isinstance(action, Action) else _text(action),
         "reason": _text(verdict.reason),
         **_reply(verdict.reply),
-        "results": [_result(result) for result in _tuple(verdict.results)],
+        "results": [result_json(result) for result in _tuple(verdict.results)],
         "edits": [_edit(edit) for edit in _tuple(verdict.edits)],
     }
 
 
-def _result(result: object) -> dict[str, Json]:
+def result_json(result: object) -> dict[str, Json]:
+    """One authentication result in JSON's types."""
     if not isinstance(result, AuthResult):
         return {"method": _text(result), "result": "", "reason": "", "properties": []}
     return {
@@ -156,13 +185,36 @@ def _edit(edit: object) -> dict[str, Json]:
             return {"edit": _text(edit), "name": "", "value": ""}
 
 
-def _asked(asked: Asked) -> dict[str, Json]:
+def _evidence(evidence: Evidence | None) -> Iterator[str]:
+    """The lines of evidence; of evidence that cannot be put into words, why not."""
+    if evidence is None:
+        return
+    try:
+        for line in islice(evidence.lines(), _MAX_EVIDENCE):
+            yield _text(line)
+    except Exception as exc:  # noqa: BLE001  # a stranger's code; the record is shown all the same
+        yield f"<{type(exc).__name__}>"
+
+
+def _digest(canonicalization: Canonicalization, length: int | None, digest: BodyDigest) -> dict[str, Json]:
+    return {
+        "canonicalization": _text(canonicalization),
+        "length": length,
+        "sha256": digest.sha256.hex(),
+        "size_bytes": digest.size_bytes,
+    }
+
+
+def asked_json(asked: Asked) -> dict[str, Json]:
+    """One question and its answer in JSON's types; exact.py gives the records back."""
+    question, answer = asked.question, asked.answer
     return {
         "policy": _text(asked.policy),
-        "name": _text(asked.name),
-        "rrtype": _text(asked.rrtype),
-        "answer": _text(asked.answer),
-        "records": [_text(record) for record in asked.records],
+        "name": _text(question.name),
+        "rrtype": _text(question.rrtype),
+        "answer": _text(answer.found),
+        "why": _text(answer.why),
+        "records": [_unpaired(record_text(record)) for record in answer.records],
         "duration_ms": _milliseconds(asked.duration_s),
     }
 
@@ -182,7 +234,11 @@ def _text(value: object) -> str:
         return f"<{type(value).__name__}>"
     if len(value) > _MAX_TEXT:
         value = f"{value[:_MAX_TEXT]}..."
-    value = str.__str__(value)  # what a subclass makes of str() is its own affair
+    return _unpaired(str.__str__(value))  # what a subclass makes of str() is its own affair
+
+
+def _unpaired(value: str) -> str:
+    """A text without lone surrogates."""
     return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

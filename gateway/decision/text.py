@@ -32,9 +32,8 @@ def as_text(record: Mapping[str, object]) -> Iterator[str]:
     for field in _records(record, "header"):
         yield f"  {_of(field, 'name')}: {_of(field, 'value')}"
     yield from _verdicts(record)
-    for asked in _records(record, "dns"):
-        records = ", ".join(map(_printable, _texts(asked, "records")))
-        yield _joined("  dns", _of(asked, "name"), _of(asked, "rrtype"), _of(asked, "answer"), records)
+    yield from dns_lines(record)
+    yield from _left_out(record)
     yield from _took(record)
 
 
@@ -73,7 +72,9 @@ def _verdicts(record: Mapping[str, object]) -> Iterator[str]:
             "observed" if _of(verdict, "mode") == "observe" else "",
             f"{_number(verdict, 'duration_ms'):g} ms",
         )
-        yield from _findings(verdict)
+        for line in _texts(verdict, "evidence"):
+            yield f"            {printable(line)}"
+        yield from finding_lines(verdict)
         would_be = verdict.get("would_be")
         if isinstance(would_be, dict):
             yield _joined(
@@ -82,18 +83,18 @@ def _verdicts(record: Mapping[str, object]) -> Iterator[str]:
                 _of(would_be, "reason"),
                 _reply(would_be),
             )
-            yield from _findings(would_be)
+            yield from finding_lines(would_be)
     omitted = _number(record, "omitted_verdicts")
     if omitted:
         yield f"    {omitted:.0f} more"
 
 
-def _findings(verdict: Mapping[str, object]) -> Iterator[str]:
+def finding_lines(verdict: Mapping[str, object]) -> Iterator[str]:
     """What a policy found: its results, as Authentication-Results words them, and its edits."""
     for result in _records(verdict, "results"):
         pairs = result.get("properties")
         shown = [
-            f"{_printable(pair[0])}={_printable(pair[1])}"
+            f"{printable(pair[0])}={printable(pair[1])}"
             for pair in (pairs if isinstance(pairs, list) else [])
             if isinstance(pair, list) and len(pair) == 2
         ]
@@ -106,10 +107,34 @@ def _findings(verdict: Mapping[str, object]) -> Iterator[str]:
         yield _joined("           ", _of(edit, "edit"), f"{_of(edit, 'name')}:", _of(edit, "value"))
 
 
+def dns_lines(record: Mapping[str, object]) -> Iterator[str]:
+    """Who asked what, and the answers."""
+    asked = _records(record, "dns")
+    if asked:
+        yield "  dns"
+    for each in asked:
+        found = _of(each, "answer").replace("_", " ")
+        yield _joined(
+            f"    {_of(each, 'policy')}:" if _of(each, "policy") else "   ",
+            _of(each, "name"),
+            _of(each, "rrtype"),
+            "" if found == "records" else found,
+            _noted(_of(each, "why"), f"{took:g} ms" if (took := _number(each, "duration_ms")) else ""),
+        )
+        for text in _texts(each, "records"):
+            yield f"            {_as_written(text)}"
+
+
+def _left_out(record: Mapping[str, object]) -> Iterator[str]:
+    for key, what in (("omitted_header_bytes", "octets of the header"), ("omitted_dns", "answers of DNS")):
+        if count := _number(record, key):
+            yield f"  not kept: {count:.0f} {what}"
+
+
 def _took(record: Mapping[str, object]) -> Iterator[str]:
     timings = record.get("timings_ms")
     parts = (
-        [f"{_printable(name)} {_number(timings, name):g}" for name in timings]
+        [f"{printable(name)} {_number(timings, name):g}" for name in timings]
         if isinstance(timings, dict)
         else []
     )
@@ -148,7 +173,7 @@ def _joined(*texts: str) -> str:
 
 def _of(record: Mapping[str, object], key: str) -> str:
     value = record.get(key)
-    return _printable(value) if isinstance(value, str) else ""
+    return printable(value) if isinstance(value, str) else ""
 
 
 def _number(record: Mapping[str, object], key: str) -> float:
@@ -166,7 +191,13 @@ def _texts(record: Mapping[str, object], key: str) -> list[object]:
     return value if isinstance(value, list) else []
 
 
-def _printable(value: object) -> str:
+def _as_written(record: object) -> str:
+    """A DNS record, whose text has its own escapes (exact.py)."""
+    text = record if isinstance(record, str) and record.isprintable() else printable(record)
+    return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}..."
+
+
+def printable(value: object) -> str:
     """A text on one line: printable characters as they are, all others so that they can be told from those."""
     text = value if isinstance(value, str) else ""
     if len(text) > _MAX_VALUE:

@@ -24,6 +24,8 @@ MAX_NAME_BYTES = 77
 MAX_CONTINUATIONS = 1000
 # RFC 5322 2.2.3: a line end before white space is folding, any other one ends the field
 _FIELD_END = re.compile(rb"\r\n(?![ \t])")
+# RFC 5322 2.2
+_NOT_IN_NAMES = bytes(each for each in range(256) if not 0x20 < each < 0x7F)
 _MAYBE_LONG_NAME = re.compile(rb"\n(?![ \t])[^:]{%d}" % (MAX_NAME_BYTES + 1))
 
 
@@ -70,6 +72,12 @@ class Header:
     def all(self, name: bytes) -> tuple[Field, ...]:
         """Every field of this lower-case name, top to bottom."""
         return tuple(f for f in self.fields if f.name == name) if self._lower.find(name) >= 0 else ()
+
+    def resembling(self, name: bytes) -> tuple[Field, ...]:
+        """Every field of this lower-case name, also where octets stand around it that no name may hold."""
+        if self._lower.find(name) < 0:
+            return ()
+        return tuple(f for f in self.fields if f.name.strip(_NOT_IN_NAMES) == name)
 
     def has_more(self, name: bytes, count: int) -> bool:
         """Whether there are more than `count` fields of this lower-case name."""
@@ -213,18 +221,22 @@ def apply_edits(
     added: Sequence[AddField] = (),
     removed: AbstractSet[bytes] = frozenset(),
     *,
+    forged: AbstractSet[Field] = frozenset(),
+    above: bytes = b"",
     trace: bytes = b"",
 ) -> EditedContent:
-    """The message with fields put above it (the first of `added` becomes the first) and its own of these names out.
+    """The message with fields put above it (the first of `added` becomes the first) and some of its own taken out.
 
-    Names are in lower case. `trace` is a field of ours in wire form, which stands right above the message. Where
-    nothing is taken out, not an octet of what came is touched.
+    Those of the lower-case names `removed`, and each that is equal to one of `forged`. `above` and `trace` are fields
+    of ours in wire form: the first of all, and the one right above the message. Where nothing is taken out, not an
+    octet of what came is touched.
     """
-    prefix = b"".join([_format_field(edit) for edit in added]) + trace if added else trace
+    prefix = above + b"".join([_format_field(edit) for edit in added]) + trace if added else above + trace
     start = 0
     header = message.header
-    if any(map(header.all, removed)):
-        prefix += b"".join([raw for name, raw in header.fields if name not in removed])
+    if forged or any(map(header.all, removed)):
+        kept = [each.raw for each in header.fields if each.name not in removed and each not in forged]
+        prefix += b"".join(kept)
         start = header.wire_bytes
     # the prefix is sent as it is, so it has to be stuffed; plain content is stuffed by the relay behind it
     return EditedContent(stuff(prefix), message.body, start)

@@ -105,7 +105,7 @@ class Zone:
 
 
 def _text(name: dns.name.Name) -> str:
-    return name.to_text(omit_final_dot=True).lower()
+    return "" if name == dns.name.root else name.to_text(omit_final_dot=True).lower()
 
 
 def _record(kind: RRType, rdata: object) -> Record:

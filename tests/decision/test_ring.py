@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import re
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
-from gateway.decision import Asked, Decision, DecisionRing, Filters, Judged
+from gateway.decision import Decision, DecisionRing, Filters, Judged
 from gateway.decision.ring import MAX_HEADER_BYTES, MAX_RECORD_BYTES, estimate_bytes
+from gateway.lookup import Answer, Asked, Found, Mx, Question, RRType
+from gateway.mail.digest import BodyDigest, Canonicalization
 from gateway.smtp.reply import OK
 from gateway.verdict import AddField, AuthResult, Result, Stage, proceed, reject
 from tests.decision.records import DENIED, decision, plain, session
@@ -93,6 +97,32 @@ def test_a_policy_that_writes_without_end_loses_its_place() -> None:
     assert ring.used_bytes < 10_000
 
 
+def test_what_was_cut_is_told() -> None:
+    ring = DecisionRing()
+    question = Question("example.org", RRType.TXT)
+    asked = [Asked("spf", question, Answer(Found.RECORDS, (b"%d" % at,))) for at in range(510)]
+    ring.add(decision(1, header=b"X: y\r\n" * 3000)._replace(dns=asked))
+    (kept,) = ring.latest(1)
+    assert (len(kept.header) + kept.omitted_header_bytes, kept.omitted_dns) == (18_000, 10)
+    assert kept.dns == asked[:500]
+    ring.add(decision(2, rcpts=_many(2) * 30, header=b"X: y\r\n" * 3000)._replace(dns=asked))
+    (kept,) = ring.latest(1)
+    assert (kept.header, kept.omitted_header_bytes) == (b"", 18_000)
+    assert (kept.dns, kept.omitted_dns) == ((), 510)
+
+
+def test_evidence_of_a_long_text_goes_where_the_record_is_too_large() -> None:
+    ring = DecisionRing()
+    long = Asked("spf", Question("example.org", RRType.TXT), Answer(Found.RECORDS, (b"x" * 60_000,)))
+    judged = _with_evidence(1, "of a record with thousands of networks")
+    ring.add(decision(1, judged=[judged])._replace(dns=(long,)))
+    (kept,) = ring.latest(1)
+    assert [each.verdict for each in kept.judged] == [proceed()]
+    assert kept.omitted_dns == 1
+    ring.add(decision(2)._replace(dns=(long,)))
+    assert next(ring.latest(1)).dns == (long,)
+
+
 def _found(number: int, count: int, reason: str) -> list[Judged]:
     """Verdicts with results as a verifier of signatures makes them."""
     return [
@@ -117,6 +147,21 @@ def _found(number: int, count: int, reason: str) -> list[Judged]:
         )
         for at in range(count)
     ]
+
+
+@dataclass
+class _Seen:
+    """Evidence of one text."""
+
+    text: str
+
+    def lines(self) -> list[str]:
+        return [self.text]
+
+
+def _with_evidence(number: int, text: str) -> Judged:
+    seen = proceed(evidence=_Seen(f"{number} {text}"))
+    return Judged("spf", Stage.MAIL, "enforce", seen, None, 0.001 * number, "")
 
 
 def _edited(number: int) -> list[Judged]:
@@ -148,9 +193,34 @@ SHAPES: dict[str, Callable[[int], Decision]] = {
     ),
     "dns": lambda n: decision(n)._replace(
         dns=tuple(
-            Asked("spf", f"{n}.{at}.example.org", "TXT", "records", (f"v=spf1 {n} {at}",), 0.01 * n)
+            Asked(
+                "spf",
+                Question(f"{n}.{at}.example.org", RRType.TXT),
+                Answer(Found.RECORDS, (b"v=spf1 %d %d" % (n, at),)),
+                0.01 * n,
+            )
             for at in range(20)
         )
+    ),
+    "exchanges": lambda n: decision(n)._replace(
+        dns=tuple(
+            Asked(
+                "spf",
+                Question(f"{n}.{at}.example.org", RRType.MX),
+                Answer(Found.RECORDS, tuple(Mx(at, f"mx{each}.{n}.example.org") for each in range(10))),
+            )
+            for at in range(10)
+        )
+    ),
+    "digests": lambda n: decision(n)._replace(
+        digests={
+            (kind, length): BodyDigest(hashlib.sha256(b"%d" % n).digest(), 1000 + n)
+            for kind in Canonicalization
+            for length in (None, 1000 * n)
+        }
+    ),
+    "evidence": lambda n: decision(
+        n, header=bytes(3000 + n), judged=[_with_evidence(n, "x" * 1500) for _ in range(4)]
     ),
     "cut": lambda n: decision(n, rcpts=_many(n) * 20),
 }
@@ -181,4 +251,4 @@ def test_the_estimate_is_right_within_a_factor_of_two(shape: str) -> None:
 def test_a_record_has_no_place_for_what_would_keep_a_body_or_a_policys_notes_alive() -> None:
     kinds = " ".join(map(str, Decision.__annotations__.values()))
     assert "Session" in kinds
-    assert not re.search("Transaction|Message|Body", kinds)
+    assert not re.search(r"Transaction|Message|Body\b", kinds)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.decision import Asked, Judged, as_text, to_json
+from gateway.decision import Judged, as_text, to_json
 from gateway.decision.show import SHOWN_FIELDS
+from gateway.lookup import Answer, Asked, Found, Question, RRType
 from gateway.session import Recipient
 from gateway.smtp.reply import Reply
 from gateway.verdict import AddField, AuthResult, RemoveFields, Result, Stage, defer, proceed, reject
@@ -27,11 +28,27 @@ strange: st.SearchStrategy[Any] = (
 seconds = st.floats() | st.floats(0, 1e6)
 
 
+class Words:
+    """Evidence of a policy that nobody checked."""
+
+    def __init__(self, said: Any) -> None:
+        self.said = said
+
+    def lines(self) -> Any:
+        if self.said == []:
+            raise RuntimeError
+        return self.said
+
+
 @st.composite
 def verdicts(draw: st.DrawFn) -> Any:
     """What a policy may hand over that nobody checked."""
     result = AuthResult(draw(any_text), draw(strange), draw(strange), draw(strange | st.tuples(strange)))
-    return proceed(results=(result, draw(strange)), edits=(AddField("X-Y", "z"), draw(strange)))
+    return proceed(
+        results=(result, draw(strange)),
+        edits=(AddField("X-Y", "z"), draw(strange)),
+        evidence=Words(draw(strange)),
+    )
 
 
 @st.composite
@@ -56,7 +73,14 @@ def records(draw: st.DrawFn) -> Any:
         header=draw(st.binary()) + b"\r\nFrom: " + draw(st.binary()),
         timings=((draw(any_text), draw(seconds)),),
         duration_s=draw(seconds),
-        dns=(Asked(draw(any_text), draw(any_text), "TXT", "records", (draw(any_text),)),),
+        dns=(
+            Asked(
+                draw(any_text),
+                Question(draw(any_text), RRType.PTR),
+                Answer(Found.RECORDS, (draw(any_text), draw(st.binary()))),
+                draw(seconds),
+            ),
+        ),
         results=(draw(strange),),
     )
 
@@ -122,6 +146,8 @@ def test_shows_the_whole_record_in_the_words_of_the_log() -> None:
     assert shown["rcpts"] == [
         {
             "rcpt": "ann@example.org",
+            "notify": "",
+            "orcpt": "",
             "code": 250,
             "enhanced": "2.1.5",
             "text": "Ok 21 0",
@@ -140,7 +166,7 @@ def test_shows_the_whole_record_in_the_words_of_the_log() -> None:
     assert shown["results"][0]["properties"] == [["header.from", "example.net"]]
     assert shown["header"] == [{"name": "From", "value": "Ann <ann@example.net>"}]
     assert "secret" not in json.dumps(shown)
-    assert "header" not in to_json(record, with_header=False)
+    assert "header" not in to_json(record, in_full=False)
     assert [*as_text(shown)] == [
         "2001-09-09T01:47:01.000Z rejected 1m80vxzckjnp021-21",
         "  client 192.0.2.7 (mail21.example.net, TLSv1.3)",

@@ -265,6 +265,21 @@ def test_the_downstream_gets_our_fields_then_the_kept_ones_then_the_rest(
     assert b"\r\n.\r\n" not in b"\r\n" + on_wire
 
 
+@pytest.mark.parametrize("is_stuffed", [True, False])
+def test_fields_that_are_forged_go_one_by_one(is_stuffed: bool) -> None:
+    message = message_of(b"A: 1\r\nA: 2\r\n.B: 3\r\nA: 1\r\n\r\n.body\r\n", is_stuffed=is_stuffed)
+    forged = frozenset(message.header.all(b"a")[:1])
+    edited = apply_edits(message, [OURS], forged=forged, above=b"First: 1\r\n", trace=b"Last: 1\r\n")
+    assert sent(edited) == b"First: 1\r\n" + OURS_BYTES + b"Last: 1\r\nA: 2\r\n.B: 3\r\n\r\n.body\r\n"
+
+
+def test_fields_resemble_a_name_that_have_more_around_it_than_a_name_may_hold() -> None:
+    octets = b"A: 1\r\na\x01 : 2\r\n\xa0A: 3\r\nA!: 4\r\nB: a\r\n"
+    header = parse_header(octets, max_fields=9, wire_bytes=len(octets))
+    assert [field.value for field in header.resembling(b"a")] == [b" 1", b" 2", b" 3"]
+    assert header.resembling(b"c") == ()
+
+
 @given(CONTENTS, st.booleans())
 def test_not_an_octet_is_touched_where_nothing_is_removed(
     content: tuple[bytes, bytes | None], is_stuffed: bool

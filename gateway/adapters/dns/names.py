@@ -1,0 +1,55 @@
+r"""Names as texts: what stands in a Question, in a cache's key and in a Record (RFC 1035 2.3).
+
+A text holds a label's octets as UTF-8 and knows no escapes: a backslash is an octet like others. What cannot be said
+so, a dot within a label and octets that are no UTF-8, is shown in records as \046, and as such never asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from gateway.lookup import Question
+
+_ESCAPED = re.compile(rb"\\([0-9]{3}|.)", re.DOTALL)
+_LABELS = re.compile(rb"(?:[^\\.]|\\[0-9]{3}|\\.)+", re.DOTALL)
+
+
+def key_of(question: Question) -> str:
+    """The same text for the same question: type, a space, the name in lower case without its final dot."""
+    name, rrtype = question
+    # RFC 4343: the case of ASCII letters only; str.lower makes a k of the Kelvin sign
+    lower = name.lower() if name.isascii() else "".join(c.lower() if c.isascii() else c for c in name)
+    return rrtype + " " + lower.removesuffix(".")
+
+
+def can_exist(name: str) -> bool:
+    """Whether DNS can hold this name (no final dot): RFC 1035 2.3.4, and what UTF-8 can say."""
+    # octets are never fewer than characters
+    if not 0 < len(name) <= 253:
+        return False
+    try:
+        octets = name.encode()
+    except UnicodeEncodeError:  # lone surrogates
+        return False
+    return len(octets) <= 253 and all(0 < len(label) <= 63 for label in octets.split(b"."))
+
+
+def text_of(labels: Sequence[bytes]) -> str:
+    """The text of a name from its labels, without the root's; "" is the root."""
+    return ".".join(
+        label.lower().decode("utf-8", "backslashreplace").replace(".", "\\046") for label in labels
+    )
+
+
+def text_of_presentation(name: str) -> str:
+    """The same from the form of master files (RFC 1035 5.1), with or without its final dot."""
+    if "\\" not in name:
+        return name.lower().removesuffix(".")
+    return text_of([_ESCAPED.sub(_octet, label) for label in _LABELS.findall(name.encode())])
+
+
+def _octet(match: re.Match[bytes]) -> bytes:
+    what = match[1]
+    # c-ares writes three digits below 256 only; others are not its
+    return bytes([int(what) & 255]) if len(what) == 3 else what

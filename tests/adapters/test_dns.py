@@ -1,0 +1,88 @@
+"""The resolver as a worker makes it: which back end, which name servers, what /readyz shows."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.adapters.dns import Dns, DnsSettings, DnsSettingsError, Nameserver
+from gateway.adapters.dns.system import system_nameservers
+from gateway.app import SystemClock
+from gateway.lookup import Found, Question, RRType, ask
+from gateway.services import Instruments
+from tests.adapters.fake_nameserver import FakeNameserver, reply_to
+from tests.e2e.net import LOOPBACK, free_port
+from tests.fakes import FakeLog, FakeMetrics
+
+LOCAL = (Nameserver("127.0.0.1"),)
+
+
+def instruments() -> Instruments:
+    return Instruments(SystemClock(), FakeLog(), FakeMetrics())
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+async def test_takes_aiodns_where_it_is_installed(
+    is_installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_installed:
+        monkeypatch.setitem(sys.modules, "aiodns", None)
+        monkeypatch.delitem(sys.modules, "gateway.adapters.dns.cares", raising=False)
+    reply = "a.example.org. 60 IN A 192.0.2.1"
+    async with FakeNameserver(lambda query, _: [reply_to(query, reply).to_wire()]).running() as server:
+        dns = Dns(DnsSettings((server.at,)), instruments())
+        (answer,) = await dns.run(ask(Question("a.example.org", RRType.A)))
+        assert answer.found is Found.RECORDS
+        assert dns.state() == {
+            "nameservers": [str(server.at)],
+            "back_end": "aiodns" if is_installed else "dnspython",
+            "unanswered": 0,
+        }
+        await dns.close()
+
+
+async def test_tells_how_long_nobody_answers() -> None:
+    dns = Dns(DnsSettings((Nameserver(LOOPBACK, free_port()),), timeout_s=0.5), instruments())
+    for number in range(3):
+        await dns.run(ask(Question(f"a{number}.example.org", RRType.A)))
+    state = dns.state()
+    assert state["unanswered"] == 3
+    assert isinstance(state["failing_since"], float)
+    await dns.close()
+
+
+async def test_name_servers_that_cannot_be_used_stop_the_start() -> None:
+    with pytest.raises(DnsSettingsError, match=r"not an address:53"):
+        Dns(DnsSettings((Nameserver("not an address"),)), instruments())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "# comment\nsearch example.net\nnameserver 192.0.2.53\n nameserver\t2001:db8::53 # too\noptions ndots:5",
+            (Nameserver("192.0.2.53"), Nameserver("2001:db8::53")),
+        ),
+        ("nameserver fe80::1%eth0\n", (Nameserver("fe80::1%eth0"),)),
+        ("nameserver no.address\nnameserver\n;nameserver 192.0.2.1\n", LOCAL),
+        ("", LOCAL),
+    ],
+)
+def test_the_systems_name_servers_are_those_of_resolv_conf(
+    tmp_path: Path, text: str, expected: tuple[Nameserver, ...]
+) -> None:
+    file = tmp_path / "resolv.conf"
+    file.write_text(text)
+    assert system_nameservers(file) == expected
+
+
+def test_this_machine_is_asked_where_there_is_no_resolv_conf(tmp_path: Path) -> None:
+    assert system_nameservers(tmp_path / "none") == LOCAL
+
+
+async def test_without_name_servers_the_systems_are_asked() -> None:
+    dns = Dns(DnsSettings(), instruments())
+    assert dns.state()["nameservers"] == [str(each) for each in system_nameservers()]
+    await dns.close()
