@@ -20,6 +20,7 @@ from typing import Protocol
 
 from tests.e2e.client import Client
 from tests.e2e.net import LOOPBACK, Address, free_port, wait_until
+from tests.e2e.nowhere import nowhere
 
 HOSTNAME = "mx.example.org"
 COMMAND = str(Path(sys.executable).parent / "mxgate")
@@ -34,14 +35,20 @@ QUICK_RELAY: dict[str, Value] = {"connect_timeout_s": 1, "reply_timeout_s": 1, "
 
 
 def config_for(downstream: Address, *, overrides: Config | None = None) -> dict[str, Value]:
-    """A configuration for example.org in front of one downstream; `overrides` is merged over it, section by section."""
+    """A configuration for example.org in front of one downstream; `overrides` is merged over it, section by section.
+
+    No name exists in its DNS, and nothing is asked of this machine's name servers. Content needs no From field.
+    """
+    dns_host, dns_port = nowhere()
     base: dict[str, Value] = {
         "server": {"hostname": HOSTNAME, "listen": [f"{LOOPBACK}:{free_port()}"]},
         "relay": {
             "domains": ["example.org"],
             "routes": [{"domains": ["*"], "downstream": [f"{downstream[0]}:{downstream[1]}"]}],
         },
+        "dns": {"nameservers": [f"{dns_host}:{dns_port}"]},
         "admin": {"listen": f"{LOOPBACK}:{free_port()}"},
+        "policy": {"dmarc": {"settings": {"on_bad_from": "mark"}}},
     }
     return _merged(base, overrides or {})
 
