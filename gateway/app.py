@@ -49,6 +49,7 @@ from gateway.channel import (
 )
 from gateway.config import Config, ConfigError, HostPort, Route
 from gateway.config.explain import print_problems
+from gateway.connection_counts import ConnectionCounts
 from gateway.decision import DecisionRing, DecisionsAnswer, FilterError
 from gateway.errors import GatewayError
 from gateway.gatekeeper import Gatekeeper, GatekeeperSettings
@@ -90,6 +91,7 @@ def run_worker(
     listening: Sequence[socket.socket],
     listening_tls: Sequence[socket.socket],
     channel: socket.socket,
+    counts: ConnectionCounts,
 ) -> int:
     """Serve until drained; the exit code. Everything that this process needs from its parent is in the arguments."""
     metrics = ProcessMetrics()
@@ -107,7 +109,8 @@ def run_worker(
         return EXIT_CONFIG
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(Worker(config, planned, log, metrics).run(listening, listening_tls, channel))
+            worker = Worker(config, planned, log, metrics)
+            return runner.run(worker.run(listening, listening_tls, channel, counts))
     except StartError as exc:
         log.error("worker.start_failed", error=str(exc))
         return EXIT_CONFIG
@@ -136,6 +139,7 @@ class Worker:
         self._store = WorkerStore(config.state, [each.policy for each in planned], self._instruments)
         self._stop = asyncio.Event()
         self._parent_died = False
+        self._patience_s = 0.0
         self._channel: Channel | None = None
         self._listener: Listener | None = None
         self._relay: SmtpRelay | None = None
@@ -149,6 +153,7 @@ class Worker:
         listening: Sequence[socket.socket],
         listening_tls: Sequence[socket.socket],
         channel: socket.socket,
+        counts: ConnectionCounts,
     ) -> int:
         """Start, serve, drain."""
         config = self._config
@@ -184,6 +189,7 @@ class Worker:
             gatekeeper,
             services,
             tls,
+            counts,
         )
         try:
             await self._store.start()
@@ -202,8 +208,10 @@ class Worker:
         self._log.info("worker.started", pid=os.getpid(), policies=[p.name for p in self._planned])
         self._push()
         await self._stop.wait()
+        await listener.stop_accepting()
         self._say(draining=True, listening=False)
-        await listener.drain(0.0 if self._parent_died else config.server.drain_timeout_s)
+        timeout_s = 0.0 if self._parent_died else config.server.drain_timeout_s
+        await listener.drain(timeout_s, self._patience_s)
         await relay.close()
         await pipeline.stop()
         await self._store.close()
@@ -309,7 +317,7 @@ class Worker:
     def _on_message(self, message: Message) -> None:
         match message:
             case Drain():
-                self._stop.set()
+                self._drain(message.patience_s)
             case Request(id=number, name="status"):
                 assert self._channel is not None
                 self._channel.send(Response(number, self._status()))
@@ -325,14 +333,22 @@ class Worker:
         if not self._stop.is_set():
             self._parent_died = True
             self._log.error("supervisor.lost", error=str(error or ""))
-            self._stop.set()
+        self._drain(0.0)
+
+    def _drain(self, patience_s: float) -> None:
+        if self._stop.is_set():
+            if self._listener is not None:
+                self._listener.hurry()
+            return
+        self._patience_s = patience_s
+        self._stop.set()
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
         # the terminal sends SIGINT to the whole group; the supervisor decides
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        loop.add_signal_handler(signal.SIGTERM, self._drain, 0.0)
 
 
 class ResolverForPolicies(typing.Protocol):

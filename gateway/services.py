@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from gateway.store import Keyspace, NoStore
@@ -55,6 +56,14 @@ class Histogram(Protocol):
     def observe(self, amount: float) -> None: ...
 
 
+class Merge(StrEnum):
+    """What the gauges of several workers make together."""
+
+    SUM = "sum"
+    MIN = "min"  # as for the time when a certificate expires
+    MAX = "max"
+
+
 class Counters(Protocol):
     """Counters of one name; `labels` gives the one of these label values. Values come from closed sets only."""
 
@@ -77,7 +86,9 @@ class Metrics(Protocol):
     """Metric families by name. Asking twice for one name gives the same family; bind children once, not per message."""
 
     def counters(self, name: str, documentation: str, labels: tuple[str, ...] = ()) -> Counters: ...
-    def gauges(self, name: str, documentation: str, labels: tuple[str, ...] = ()) -> Gauges: ...
+    def gauges(
+        self, name: str, documentation: str, labels: tuple[str, ...] = (), merge: Merge = Merge.SUM
+    ) -> Gauges: ...
     def histograms(
         self, name: str, documentation: str, labels: tuple[str, ...] = (), buckets: tuple[float, ...] = ()
     ) -> Histograms: ...

@@ -401,6 +401,14 @@ async def test_what_was_asked_ahead_is_there_or_on_its_way(world: World) -> None
     assert [each.policy for each in TRAIL.get(tx) or ()] == ["dmarc", "dmarc"]
 
 
+async def test_what_the_cache_knows_takes_no_task_to_ask_ahead(world: World) -> None:
+    await answered(world, found())
+    tx = transaction()
+    world.resolver.prefetch(ask(question()), tx)
+    assert TRAIL.get(tx) == [Asked("", question(), found())]
+    assert not world.resolver._ahead
+
+
 async def test_asking_ahead_is_charged_to_nobody_and_ends(world: World) -> None:
     tx = transaction()
     world.resolver.prefetch(ask(question(1)), tx)
