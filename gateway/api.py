@@ -7,10 +7,11 @@ from gateway.mail.authres import parse as parse_results
 from gateway.mail.digest import BodyDigest, BodyDigests, Canonicalization
 from gateway.mail.message import Field, Header, Message
 from gateway.policy import NoSettings, OnError, Outcome, Policy, Watch
-from gateway.services import Clock, Log, Metrics, Resolver, Services
+from gateway.services import Clock, Log, Metrics, Resolver, Services, Store
 from gateway.session import AddressSource, Envelope, Recipient, Session, Slot, Transaction, Trust
 from gateway.smtp.address import AddressError, AddressLiteral, Domain, Mailbox, parse_forward_path
 from gateway.smtp.reply import Reply
+from gateway.store import Entry, Keyspace, NotACounterError, Operation, Page, StoreDownError, StoreError
 from gateway.verdict import (
     Action,
     AddField,
@@ -44,12 +45,14 @@ __all__ = [
     "Canonicalization",
     "Clock",
     "Domain",
+    "Entry",
     "Envelope",
     "Evidence",
     "Field",
     "Found",
     "Header",
     "HeaderEdit",
+    "Keyspace",
     "Log",
     "Lookup",
     "Mailbox",
@@ -57,8 +60,11 @@ __all__ = [
     "Metrics",
     "Mx",
     "NoSettings",
+    "NotACounterError",
     "OnError",
+    "Operation",
     "Outcome",
+    "Page",
     "Policy",
     "Question",
     "RRType",
@@ -73,6 +79,9 @@ __all__ = [
     "Session",
     "Slot",
     "Stage",
+    "Store",
+    "StoreDownError",
+    "StoreError",
     "Transaction",
     "Trust",
     "Verdict",

@@ -49,14 +49,17 @@ from gateway.channel import (
 )
 from gateway.config import Config, ConfigError, HostPort, Route
 from gateway.config.explain import print_problems
+from gateway.connection_counts import ConnectionCounts
 from gateway.decision import DecisionRing, DecisionsAnswer, FilterError
 from gateway.errors import GatewayError
 from gateway.gatekeeper import Gatekeeper, GatekeeperSettings
 from gateway.mail.body import Spool, SpoolError
+from gateway.open_store import WorkerStore
 from gateway.pipeline import Pipeline, least_times
 from gateway.plan import PlanError, Step
 from gateway.services import Instruments, Log, Resolver, Services
 from gateway.smtp.server import ServerSettings
+from gateway.store import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,6 +91,7 @@ def run_worker(
     listening: Sequence[socket.socket],
     listening_tls: Sequence[socket.socket],
     channel: socket.socket,
+    counts: ConnectionCounts,
 ) -> int:
     """Serve until drained; the exit code. Everything that this process needs from its parent is in the arguments."""
     metrics = ProcessMetrics()
@@ -105,7 +109,8 @@ def run_worker(
         return EXIT_CONFIG
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(Worker(config, planned, log, metrics).run(listening, listening_tls, channel))
+            worker = Worker(config, planned, log, metrics)
+            return runner.run(worker.run(listening, listening_tls, channel, counts))
     except StartError as exc:
         log.error("worker.start_failed", error=str(exc))
         return EXIT_CONFIG
@@ -131,8 +136,10 @@ class Worker:
         self._metrics = metrics
         self._instruments = Instruments(SystemClock(), log, metrics)
         self._planned = planned
+        self._store = WorkerStore(config.state, [each.policy for each in planned], self._instruments)
         self._stop = asyncio.Event()
         self._parent_died = False
+        self._patience_s = 0.0
         self._channel: Channel | None = None
         self._listener: Listener | None = None
         self._relay: SmtpRelay | None = None
@@ -146,6 +153,7 @@ class Worker:
         listening: Sequence[socket.socket],
         listening_tls: Sequence[socket.socket],
         channel: socket.socket,
+        counts: ConnectionCounts,
     ) -> int:
         """Start, serve, drain."""
         config = self._config
@@ -181,7 +189,15 @@ class Worker:
             gatekeeper,
             services,
             tls,
+            counts,
         )
+        try:
+            await self._store.start()
+        except StoreError as exc:
+            raise StartError(
+                f"the store cannot be opened: {exc}; give state.url a file in a directory that mxgate may write to, "
+                'or a Redis; without a policy that remembers (policy.greylist.mode = "off") none is needed'
+            ) from exc
         try:
             await pipeline.start()
         except Exception as exc:
@@ -192,10 +208,13 @@ class Worker:
         self._log.info("worker.started", pid=os.getpid(), policies=[p.name for p in self._planned])
         self._push()
         await self._stop.wait()
+        await listener.stop_accepting()
         self._say(draining=True, listening=False)
-        await listener.drain(0.0 if self._parent_died else config.server.drain_timeout_s)
+        timeout_s = 0.0 if self._parent_died else config.server.drain_timeout_s
+        await listener.drain(timeout_s, self._patience_s)
         await relay.close()
         await pipeline.stop()
+        await self._store.close()
         await dns.close()
         if self._pushing is not None:
             self._pushing.cancel()
@@ -228,7 +247,7 @@ class Worker:
         return spool
 
     def _pipeline(self, services: Services, dns: Dns) -> Pipeline:
-        steps = steps_of(self._planned, services, dns)
+        steps = steps_of(self._planned, services, dns, self._store)
         reserved = frozenset([self._config.quarantine.header.lower()])
         try:
             return Pipeline(steps, services, reserved=reserved)
@@ -255,6 +274,8 @@ class Worker:
             detail["clients"] = cast("Json", self._listener.state())
         if self._relay is not None:
             detail["relay"] = cast("Json", self._relay.state())
+        if (store := self._store.detail()) is not None:
+            detail["store"] = cast("Json", store)
         if self._dns is not None:
             detail["dns"] = cast("Json", self._dns.state())
         return detail
@@ -296,7 +317,7 @@ class Worker:
     def _on_message(self, message: Message) -> None:
         match message:
             case Drain():
-                self._stop.set()
+                self._drain(message.patience_s)
             case Request(id=number, name="status"):
                 assert self._channel is not None
                 self._channel.send(Response(number, self._status()))
@@ -312,14 +333,22 @@ class Worker:
         if not self._stop.is_set():
             self._parent_died = True
             self._log.error("supervisor.lost", error=str(error or ""))
-            self._stop.set()
+        self._drain(0.0)
+
+    def _drain(self, patience_s: float) -> None:
+        if self._stop.is_set():
+            if self._listener is not None:
+                self._listener.hurry()
+            return
+        self._patience_s = patience_s
+        self._stop.set()
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
         # the terminal sends SIGINT to the whole group; the supervisor decides
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        loop.add_signal_handler(signal.SIGTERM, self._drain, 0.0)
 
 
 class ResolverForPolicies(typing.Protocol):
@@ -329,15 +358,21 @@ class ResolverForPolicies(typing.Protocol):
 
 
 def steps_of(
-    planned: Sequence[plugins.PlannedPolicy], services: Services, dns: ResolverForPolicies
+    planned: Sequence[plugins.PlannedPolicy],
+    services: Services,
+    dns: ResolverForPolicies,
+    store: WorkerStore,
 ) -> list[Step]:
-    """The policies, made, each with its own resolver. Raises StartError."""
+    """The policies, made, each with its own resolver and its own part of the store. Raises StartError."""
     steps = []
     times = least_times(planned)
     for each in planned:
         limit_s = _DNS_SHARE * min(each.timeout_s, times[each.name])
         try:
-            steps.append(each.step(replace(services, dns=dns.for_policy(each.name, limit_s))))
+            own = replace(
+                services, dns=dns.for_policy(each.name, limit_s), store=store.for_policy(each.policy)
+            )
+            steps.append(each.step(own))
         except Exception as exc:
             raise StartError(f"policy {each.name}: {exc}") from exc
     return steps

@@ -1,4 +1,4 @@
-"""What the arrivals of clients tell when they are seen together: a balancer that hides them, and how often each comes.
+"""What the arrivals of clients tell when they are seen together: a balancer that hides them.
 
 Pure: the listener tells of each connection, and what time it is. Nothing here refuses anybody or logs anything.
 """
@@ -42,7 +42,6 @@ _WINDOW = 1000
 _ENOUGH = 100
 _BEGIN_SHARE, _END_SHARE = 0.9, 0.8
 _SILENCE_S = 86_400.0
-_MINUTE_S = 60.0
 
 
 def origin_of(client: Address) -> Origin:
@@ -103,32 +102,3 @@ class SourceWatch:
         if self.hidden_by is not None and self._monotonic() - self._last_seen_s > _SILENCE_S:
             self.hidden_by = None
         return self.hidden_by
-
-
-class ArrivalRate:
-    """Lets each client come so many times a minute; `limit` 0: as often as it likes.
-
-    The minute slides: what came in the minute before counts for the part of it that is less than a minute ago.
-    Memory: one number for each client of the last two minutes.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._minute = 0
-        self._before: dict[int, int] = {}
-        self._now: dict[int, int] = {}
-
-    def admits(self, key: int, now_s: float) -> bool:
-        """Whether the client may come now; if so, it is counted. Refused attempts are not."""
-        if not self.limit:
-            return True
-        minute, part = divmod(now_s, _MINUTE_S)
-        if minute != self._minute:
-            self._before = self._now if minute == self._minute + 1 else {}
-            self._now = {}
-            self._minute = int(minute)
-        count = self._now.get(key, 0)
-        if count + self._before.get(key, 0) * (1 - part / _MINUTE_S) >= self.limit:
-            return False
-        self._now[key] = count + 1
-        return True

@@ -50,7 +50,12 @@ class MetricsPush:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Supervisor to worker: accept nothing more, end what is under way, exit."""
+    """Supervisor to worker: accept nothing more, end what is under way, exit.
+
+    Sessions may begin further messages for `patience_s`. A second Drain ends the patience of the first.
+    """
+
+    patience_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,7 @@ Message: TypeAlias = State | MetricsPush | Drain | Request | Response
 _MESSAGES: dict[str, tuple[type[Message], dict[str, type | None]]] = {
     "state": (State, {"listening": bool, "draining": bool, "policies_started": bool, "detail": dict}),
     "metrics": (MetricsPush, {"families": list}),
-    "drain": (Drain, {}),
+    "drain": (Drain, {"patience_s": float}),
     "request": (Request, {"id": int, "name": str, "argument": None}),
     "response": (Response, {"id": int, "result": None, "error": str}),
 }

@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec
 import click
 
 from gateway import __version__
-from gateway.config import Config, ConfigError, Mode, Problem, check_files, dotted, load, print_problems
+from gateway.config import (
+    Config,
+    ConfigError,
+    Mode,
+    Problem,
+    check_files,
+    check_state_file,
+    dotted,
+    load,
+    print_problems,
+)
 from gateway.errors import GatewayError
 from gateway.plugins import DEFAULT_PLAN, PlannedPolicy, PluginError, installed
 from gateway.plugins import plan as make_plan
@@ -28,6 +38,7 @@ from gateway.smtp.address import AddressError, Domain
 
 if TYPE_CHECKING:
     from gateway.explain.ask import Check
+    from gateway.open_store import CommandStore
 
 EX_USAGE = 64
 EX_CONFIG = 78
@@ -81,6 +92,12 @@ class Given:
         from gateway.explain.ask import Check, read_zone  # noqa: PLC0415 - only these commands need the engine
 
         return Check(self.load_or_default(), None if zone is None else read_zone(zone))
+
+    def store(self, policy: str) -> CommandStore:
+        """For a command that looks into what a policy remembers."""
+        from gateway.open_store import CommandStore  # noqa: PLC0415 - as above
+
+        return CommandStore(self.load(), policy)
 
 
 class _Command(click.Group):
@@ -254,6 +271,8 @@ def _checked(config: Config) -> tuple[PlannedPolicy, ...]:
         problems += exc.problems
     try:
         planned = make_plan(config)
+        if any(each.policy.needs_store for each in planned):
+            check_state_file(config)
     except ConfigError as exc:
         problems += exc.problems
     if problems:

@@ -296,7 +296,7 @@ class Conversation:
         decided = await self._gate.pipeline.mail(tx, open_.trail)
         verdict = decided.verdict
         if verdict.results:
-            open_.tx = replace(tx, results=_settled(tx.results + verdict.results))
+            open_.tx = tx.with_results(_settled(tx.results + verdict.results))
         open_.edits += verdict.edits
         refusal = self._hold(Stage.MAIL, decided)
         if refusal is None:
@@ -519,7 +519,7 @@ class Conversation:
         decided = await gate.pipeline.eom(tx, group, open_.trail, failed)
         open_.timings = (("policies", clock.monotonic() - begun),)
         if decided.verdict.results:
-            open_.tx = replace(tx, results=_settled(tx.results + decided.verdict.results))
+            open_.tx = tx.with_results(_settled(tx.results + decided.verdict.results))
         return decided
 
     def _edited(self, tx: Transaction, early: Sequence[HeaderEdit], verdict: Verdict) -> EditedContent:
@@ -555,9 +555,11 @@ class Conversation:
             return self._finish(open_, _Word(answer, delivery.error))
         assert open_.body is not None
         gate.content_bytes.inc(open_.body.size_bytes)
+        # what a policy says that let the message pass is no reason of the whole; it stands with that policy's verdict
+        reason = verdict.reason if decided.policy else ""
         return self._finish(
             open_,
-            _Word(delivery.reply, verdict.reason, decided.policy),
+            _Word(delivery.reply, reason, decided.policy),
             action=verdict.action,
             delivered=True,
         )

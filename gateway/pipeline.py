@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -540,7 +540,7 @@ def _with_results(args: tuple[Any, ...], results: tuple[AuthResult, ...]) -> tup
     subject = args[0]
     if not isinstance(subject, Transaction):
         return args
-    return replace(subject, results=subject.results + results), *args[1:]
+    return subject.with_results(subject.results + results), *args[1:]
 
 
 def _recorded(heard: _Heard, trail: Trail | None, args: tuple[Any, ...]) -> Verdict:
@@ -574,13 +574,19 @@ def _is_sound(verdict: Any) -> bool:
 def _is_result(found: object) -> bool:
     if not isinstance(found, AuthResult):
         return False
-    texts: list[object] = [found.method, found.reason]
+    # each as an object: what a policy has put there is not checked by mypy
+    method: object = found.method
+    reason: object = found.reason
     result: object = found.result
     properties: object = found.properties
+    if not (isinstance(method, str) and isinstance(reason, str) and isinstance(result, Result)):
+        return False
     if not isinstance(properties, tuple):
         return False
     for one in properties:
-        if not isinstance(one, tuple) or len(one) != 2:
+        if not (isinstance(one, tuple) and len(one) == 2):
             return False
-        texts += one
-    return isinstance(result, Result) and all(isinstance(text, str) for text in texts)
+        name, value = one
+        if not (isinstance(name, str) and isinstance(value, str)):
+            return False
+    return True

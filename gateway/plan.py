@@ -44,6 +44,8 @@ class Ordered(Protocol):
     def name(self) -> str: ...
     @property
     def policy(self) -> Policy[Any] | type[Policy[Any]]: ...
+    @property
+    def stages(self) -> frozenset[Stage]: ...
 
 
 P = TypeVar("P", bound=Ordered)
@@ -77,6 +79,11 @@ class Step:
     def name(self) -> str:
         """The policy's name."""
         return self.policy.name
+
+    @property
+    def stages(self) -> frozenset[Stage]:
+        """Where it has something to say."""
+        return self.policy.stages(self.policy.settings)
 
     def exempts(self, session: Session) -> bool:
         """Whether this client skips the policy; an address that hides its clients says nothing about them."""
@@ -132,14 +139,14 @@ def rank_of(steps: Sequence[Ordered]) -> dict[str, int]:
 
 def stage_ranks(steps: Sequence[P], stage: Stage) -> Ranks[P]:
     """The policies of a stage, rank by rank. For RCPT see rcpt_ranks."""
-    return _ranks([step for step in steps if stage in step.policy.stages()], rank_of(steps))
+    return _ranks([step for step in steps if stage in step.stages], rank_of(steps))
 
 
 def rcpt_ranks(steps: Sequence[P]) -> tuple[Ranks[P], Ranks[P]]:
     """The policies of RCPT before and behind the downstream's answer: the guard alone and first."""
     order = rank_of(steps)
     behind = _behind_recipient(steps, order)
-    here = [step for step in steps if Stage.RCPT in step.policy.stages()]
+    here = [step for step in steps if Stage.RCPT in step.stages]
     guard = [step for step in here if step.name == GUARD]
     before = [step for step in here if step.name not in behind and step.name != GUARD]
     return _ranks(guard, order) + _ranks(before, order), _ranks([s for s in here if s.name in behind], order)

@@ -30,6 +30,7 @@ from gateway.plan import Override, PlanError, Step, rank_of
 from gateway.policy import Mode, OnError, Policy
 from gateway.services import Services
 from gateway.session import Trust
+from gateway.verdict import Stage
 
 GROUP = "gateway.policies"
 # Planned without being asked for, where installed; in this order.
@@ -83,6 +84,11 @@ class PlannedPolicy:
     exempt: tuple[Network | Trust, ...] = ()
     overrides: tuple[PlannedOverride, ...] = ()
     source: str = ""
+
+    @property
+    def stages(self) -> frozenset[Stage]:
+        """Where it has something to say."""
+        return self.policy.stages(self.settings)
 
     def step(self, services: Services) -> Step:
         """The policy and those of its overrides, made; raises what their constructors raise."""

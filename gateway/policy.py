@@ -91,6 +91,8 @@ class Policy(Generic[S]):
     """Default for the operator's key of this name: whom the policy says nothing about."""
     timeout_s: ClassVar[float] = 10.0
     """Default for the operator's key of this name: seconds for one hook."""
+    needs_store: ClassVar[bool] = False
+    """Whether it uses `services.store`; a store is opened only where a policy of the plan does."""
 
     def __init__(self, settings: S, services: Services) -> None:
         self.settings = settings
@@ -132,8 +134,11 @@ class Policy(Generic[S]):
         """After the reply; cannot change it."""
 
     @classmethod
-    def stages(cls) -> frozenset[Stage]:
-        """The stages whose hook this policy overrides; on_header belongs to EOM."""
+    def stages(cls, settings: S | None = None) -> frozenset[Stage]:  # noqa: ARG003 - for those that override it
+        """The stages whose hook this policy overrides; on_header belongs to EOM.
+
+        A policy whose settings choose the stage overrides this, so that it takes no time from others elsewhere.
+        """
         hooks = {stage for stage in Stage if has_hook(cls, f"on_{stage}")}
         return frozenset(hooks | {Stage.EOM} if has_hook(cls, "on_header") else hooks)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from gateway.store import Keyspace, NoStore
 
 if TYPE_CHECKING:
     from gateway.lookup import Lookup
     from gateway.session import Transaction
+    from gateway.store import Operation, Page
 
 T = TypeVar("T")
 
@@ -51,6 +56,14 @@ class Histogram(Protocol):
     def observe(self, amount: float) -> None: ...
 
 
+class Merge(StrEnum):
+    """What the gauges of several workers make together."""
+
+    SUM = "sum"
+    MIN = "min"  # as for the time when a certificate expires
+    MAX = "max"
+
+
 class Counters(Protocol):
     """Counters of one name; `labels` gives the one of these label values. Values come from closed sets only."""
 
@@ -73,7 +86,9 @@ class Metrics(Protocol):
     """Metric families by name. Asking twice for one name gives the same family; bind children once, not per message."""
 
     def counters(self, name: str, documentation: str, labels: tuple[str, ...] = ()) -> Counters: ...
-    def gauges(self, name: str, documentation: str, labels: tuple[str, ...] = ()) -> Gauges: ...
+    def gauges(
+        self, name: str, documentation: str, labels: tuple[str, ...] = (), merge: Merge = Merge.SUM
+    ) -> Gauges: ...
     def histograms(
         self, name: str, documentation: str, labels: tuple[str, ...] = (), buckets: tuple[float, ...] = ()
     ) -> Histograms: ...
@@ -101,6 +116,20 @@ class Resolver(Protocol):
         """Begin what `run` will be asked at a later stage; for `on_header`. Raises nothing, promises nothing."""
 
 
+class Store(Protocol):
+    """What is kept between messages, shared by workers and machines; policies see their Keyspace of it."""
+
+    async def run(self, operations: Sequence[Operation[Any]]) -> Sequence[Any]:
+        """The answers in order. Each operation is atomic on its key; together they cost one round trip.
+
+        Raises StoreError when any of them was not answered, and NotACounterError when one adds to no counter; the
+        others may have been done all the same.
+        """
+
+    async def scan(self, prefix: str, cursor: str, limit: int) -> Page:
+        """A page of the entries whose keys begin with `prefix`, as Keyspace.scan promises it. Raises StoreError."""
+
+
 @dataclass(frozen=True, slots=True)
 class Instruments:
     """What every part of the gateway works with."""
@@ -115,3 +144,4 @@ class Services(Instruments):
     """Everything that a policy may use beside its settings."""
 
     dns: Resolver
+    store: Keyspace = field(default_factory=lambda: Keyspace(NoStore(), ""))

@@ -78,7 +78,7 @@ def _policy(planned: PlannedPolicy) -> ShownPolicy:
         "mode": str(planned.mode),
         "timeout_s": planned.timeout_s,
         "on_error": str(planned.on_error),
-        "stages": [str(stage) for stage in Stage if stage in policy.stages()],
+        "stages": [str(stage) for stage in Stage if stage in planned.stages],
         "requires": [*policy.requires],
         "after": [*policy.after],
         "exempt": [str(each) for each in planned.exempt],

@@ -4,73 +4,76 @@ Order at start: sockets are bound (what cannot be bound is said before anything 
 this process has neither a loop nor a thread, then the loop and the admin port begin. A worker is forked later only
 while the loop stands still, and the child never touches the loop.
 
+SIGHUP loads the configuration again: workers of a new generation start on the same sockets, and when all of them are
+ready the old ones accept nothing more and end with their sessions. Whatever goes wrong before that leaves the old
+ones as they are. Requests that come meanwhile are one more reload.
+
 SIGTERM and SIGINT drain: nothing more is accepted, workers end what is under way, exit code 0. A second one ends at
-once, exit code 1. A worker ends when its channel does, so none outlives the supervisor.
+once, exit code 1. A worker ends when its channel does, so none outlives the supervisor; one that says nothing for
+30 s is killed and replaced.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import gc
 import os
-import platform
 import signal
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 from gateway import __version__
 from gateway.adapters.log import open_log, take_over_library_logs
-from gateway.adapters.metrics import MergedMetrics
 from gateway.app import run_worker
-from gateway.channel import (
-    Channel,
-    ChannelError,
-    Drain,
-    Json,
-    Message,
-    MetricsPush,
-    State,
-    channel_sockets,
-    open_channel,
-)
-from gateway.config import Config
-from gateway.config.values import HostPort
-from gateway.decision import merge_decisions, parse_query
+from gateway.channel import ChannelError, Message, MetricsPush, State, open_channel
+from gateway.config import Config, ConfigError, Problem, check_files, load
+from gateway.connection_counts import ConnectionCounts, SharedCounts
 from gateway.errors import GatewayError
+from gateway.forking import SIGNALS, fork
+from gateway.generation import Generation, worker_count
+from gateway.listening import (
+    EXIT_CONFIG,
+    EXIT_FAILURE,
+    StartError,
+    bind,
+    close_politely,
+    listen,
+    name_of,
+)
+from gateway.notify import Notify
+from gateway.overview import Overview
+from gateway.workers import START_S, Worker, Workers
 
 EXIT_OK = 0
-EXIT_FAILURE = 1
-EXIT_CONFIG = 78  # sysexits.h EX_CONFIG
 
-# SECURITY.md section 1, 9.
-_BACKLOG = 511
-# /livez: a worker says something each second; one that starts may first load slow policies.
-_SILENCE_S = 10.0
-_START_S = 60.0
+# At once: those of two generations, and old ones that still end their sessions.
+_MIN_COLUMNS = 64
+_COLUMNS_PER_WORKER = 4
 # A worker that died is restarted at once, then after 0.5 s, doubling; one that lived for a minute was sound.
 _RESTART_FIRST_S = 0.5
 _RESTART_MAX_S = 30.0
 _SOUND_S = 60.0
+# A worker that says nothing for this long is replaced. Policies may keep it busy, but not for as long as that.
+_STUCK_S = 30.0
+_TICK_S = 1.0
+# Sessions of a retired worker go on for this long before they are told to come again, or until the next reload.
+_PATIENCE_S = 30.0
+# For workers to say that they accept nothing more.
+_LET_GO_S = 1.0
 # Beyond server.drain_timeout_s, for a worker to stop its policies and exit.
 _DRAIN_GRACE_S = 10.0
 # After a second signal, for a worker to end by itself.
 _GIVE_UP_S = 1.0
-_STATUS_TIMEOUT_S = 2.0
-# Many records are serialised between mail and mail.
-_DECISIONS_TIMEOUT_S = 5.0
 # The admin port waits for the first worker, so that loading aiohttp does not slow its start, but not for long.
 _ADMIN_WAITS_S = 1.0
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
 class RunWorker(Protocol):
@@ -82,35 +85,43 @@ class RunWorker(Protocol):
         listening: Sequence[socket.socket],
         listening_tls: Sequence[socket.socket],
         channel: socket.socket,
+        counts: ConnectionCounts,
         /,
     ) -> int: ...
 
 
-class StartError(GatewayError):
-    """It cannot start; the text is for the operator."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+class ReloadError(GatewayError):
+    """The new workers cannot take over; the old ones go on."""
 
 
 def run(
     config: Config,
     *,
     config_path: str | None = None,
-    overrides: Sequence[str] = (),  # noqa: ARG001  # for SIGHUP, which is to load the configuration again
+    overrides: Sequence[str] = (),
     worker: RunWorker = run_worker,
 ) -> int:
     """Serve until a signal ends it; the exit code."""
+
+    def load_again() -> Config:
+        if config_path is None or not Path(config_path).is_file():
+            raise ConfigError(
+                [Problem("", f"{config_path or 'the configuration'} is no file to be read again")]
+            )
+        again = load(Path(config_path), environ=os.environ, overrides=overrides)
+        check_files(again)
+        return again
+
     try:
         token = _read_token(config.admin.token_file)
+        workers = worker_count(config)
         with contextlib.ExitStack() as bound:
-            sockets = Sockets(
-                tuple(bound.enter_context(_bind(address)) for address in config.server.listen),
-                tuple(bound.enter_context(_bind(address)) for address in config.server.listen_tls),
-                bound.enter_context(_bind(config.admin.listen)),
-            )
-            return Supervisor(config, sockets, worker, token=token, config_path=config_path).run()
+            listening = listen(config.server, workers)
+            for sock, _ in listening.without(None):
+                bound.enter_context(sock)
+            admin = bound.enter_context(bind(config.admin.listen))
+            first = Generation(1, config, listening, workers)
+            return Supervisor(first, admin, worker, load_again, token=token, config_path=config_path).run()
     except StartError as exc:
         sys.stderr.write(f"mxgate: {exc}\n")
         return exc.exit_code
@@ -128,173 +139,102 @@ def _read_token(file: Path | None) -> bytes:
     return token
 
 
-def _bind(address: HostPort) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    sock = None
-    try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((address.host, address.port))
-        sock.listen(_BACKLOG)
-    except OSError as exc:
-        if sock is not None:
-            sock.close()
-        # The configuration may be right and the port be taken, or the right to use it be missing.
-        is_wrong = exc.errno not in {errno.EADDRINUSE, errno.EACCES}
-        code = EXIT_CONFIG if is_wrong else EXIT_FAILURE
-        raise StartError(f"cannot listen on {address}: {exc.strerror}", code) from exc
-    sock.setblocking(False)
-    return sock
-
-
-@dataclass(frozen=True, slots=True)
-class Sockets:
-    """The sockets that the supervisor owns."""
-
-    listening: tuple[socket.socket, ...]
-    listening_tls: tuple[socket.socket, ...]
-    admin: socket.socket
-
-
-@dataclass(slots=True, eq=False)
-class _Worker:
-    """One worker process. `number` is its place, which the process that replaces it takes over."""
-
-    number: int
-    pid: int
-    sock: socket.socket
-    forked_at: float
-    heard_at: float | None = None
-    channel: Channel | None = None
-    state: State | None = None
-
-    def not_live(self) -> str:
-        now = time.monotonic()
-        if self.heard_at is None:
-            return f"nothing heard for {_START_S:g} s" if now - self.forked_at > _START_S else ""
-        return f"nothing heard for {_SILENCE_S:g} s" if now - self.heard_at > _SILENCE_S else ""
-
-    def not_ready(self) -> str:
-        if self.state is None or not self.state.policies_started:
-            return "policies are not started"
-        if self.state.draining:
-            return "draining"
-        return self.not_live() if self.state.listening else "not listening"
-
-
 class Supervisor:
-    """The parent process, from the first fork to the end; also what the admin port asks (adapters/admin)."""
+    """The parent process, from the first fork to the end."""
 
     def __init__(
-        self, config: Config, sockets: Sockets, worker: RunWorker, *, token: bytes, config_path: str | None
+        self,
+        first: Generation,
+        admin: socket.socket,
+        worker: RunWorker,
+        load_again: Callable[[], Config],
+        *,
+        token: bytes,
+        config_path: str | None,
     ) -> None:
-        self._config = config
-        self._sockets = sockets
+        self._current = first
+        self._next: Generation | None = None  # while its workers start
+        self._last_number = first.number
+        self._admin = admin
         self._run_worker = worker
+        self._load = load_again
         self._token = token
-        self._config_path = config_path
-        self._merged = MergedMetrics()
-        own = self._merged.own
-        lost = own.counters("mxgate_log_lines_lost_total", "Log lines that could not be written").labels()
-        self._log = open_log(config.log.format, on_loss=lost.inc)
-        self._living = own.gauges("mxgate_workers", "Worker processes that run").labels()
-        self._restarts = own.counters(
-            "mxgate_worker_restarts_total", "Workers that died and were replaced"
-        ).labels()
-        build = own.gauges("mxgate_build_info", "What runs; always 1", ("version", "python"))
-        build.labels(__version__, platform.python_version()).set(1)
-        started = own.gauges(
-            "mxgate_start_time_seconds", "When the supervisor started, since the epoch"
-        ).labels()
-        started.set(time.time())
-
-        count = config.server.workers
-        self._numbers = range(1, 1 + (len(os.sched_getaffinity(0)) if count == "auto" else count))
-        self._workers: dict[int, _Worker] = {}  # by number
-        self._unconnected: list[_Worker] = []
-        self._connected: set[_Worker] = set()
+        self._notify = Notify(os.environ)
+        self._workers = Workers()
+        self._overview = Overview(self._workers, first, config_path)
+        self._log = open_log(first.config.log.format, on_loss=self._overview.lost_lines.inc)
+        self._counts = SharedCounts(max(_MIN_COLUMNS, _COLUMNS_PER_WORKER * first.workers))
+        self._open = dict(first.listening.without(None))  # every socket, and whether TLS comes first
+        self._unconnected: list[Worker] = []
+        self._connected: set[Worker] = set()
         self._has_forked = asyncio.Event()
+        self._changed = asyncio.Event()  # a worker's state, or whether there is one
         self._is_ready = asyncio.Event()  # a worker has been ready once
-        self._deaths = dict.fromkeys(self._numbers, 0)  # in a row
-        self._to_restart: list[int] = []
+        self._is_announced = False  # all were, and the service manager knows
+        self._hung_up = asyncio.Event()
+        self._start_failure = ""  # of a worker of the next generation
+        self._deaths: dict[int, int] = {}  # in a row, by number
+        self._to_fork: list[tuple[Generation, int]] = []
         self._exit_code: int | None = None  # None until it drains or gives up
         self._mask: set[signal.Signals] = set()
 
     def run(self) -> int:
         """Fork, serve, drain; the exit code."""
         # A signal waits until this process or the child has said what it means there.
-        self._mask = set(map(signal.Signals, signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)))
-        for number in self._numbers:
-            self._fork(number)
+        self._mask = set(map(signal.Signals, signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)))
+        for number in range(1, self._current.workers + 1):
+            self._fork(self._current, number)
         take_over_library_logs(self._log)
         self._loop = asyncio.new_event_loop()
         main = self._loop.create_task(self._main())
         main.add_done_callback(lambda _: self._loop.stop())
         while not main.done():
             self._loop.run_forever()
-            self._fork_again()
+            self._fork_waiting()
         self._loop.close()
         return main.result()
 
     # --- processes: the loop stands still ------------------------------------------------------------------
 
-    def _fork(self, number: int) -> None:
-        ours, theirs = channel_sockets()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    def _fork(self, generation: Generation, number: int) -> None:
+        column = self._counts.take()
+        counts = self._counts.of(column)
+        plain = generation.listening.of_worker(number, is_tls=False)
+        implicit = generation.listening.of_worker(number, is_tls=True)
+
+        def body(channel: socket.socket) -> int:
+            return self._run_worker(generation.config, plain, implicit, channel, counts)
+
         try:
-            pid = os.fork()
-            if pid == 0:
-                self._be_worker(theirs)
+            pid, ours = fork(body, inherited=(*plain, *implicit), mask=self._mask, log=self._log)
         except OSError:
-            ours.close()
+            self._counts.release(column)
             raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            theirs.close()
-        worker = self._workers[number] = _Worker(number, pid, ours, time.monotonic())
-        self._living.set(len(self._workers))
+        worker = Worker(generation.number, number, pid, column, ours, time.monotonic())
+        self._workers.add(worker)
+        self._overview.living.set(len(self._workers))
         self._unconnected.append(worker)
         self._has_forked.set()
 
-    def _fork_again(self) -> None:
-        while self._to_restart:
-            number = self._to_restart.pop()
-            # Garbage that owns descriptors must not live on in the child, where their numbers mean something else.
-            gc.collect()
+    def _fork_waiting(self) -> None:
+        # Garbage that owns descriptors must not live on in a child, where their numbers mean something else.
+        gc.collect()
+        while self._to_fork:
+            generation, number = self._to_fork.pop(0)
+            if generation not in (self._current, self._next):
+                continue
+            is_restart = generation is self._current
             try:
-                self._fork(number)
+                self._fork(generation, number)
             except OSError as exc:
                 self._log.error("worker.fork_failed", worker=number, error=exc)
-                self._restart_later(number)
+                if is_restart:
+                    self._restart_later(number)
+                else:
+                    self._fail_start(f"worker {number} cannot be forked: {exc.strerror}")
             else:
-                self._restarts.inc()
-
-    def _be_worker(self, channel: socket.socket) -> NoReturn:
-        """The child. Nothing of the parent is closed or finalised here: all of it stays referenced until _exit."""
-        code = EXIT_FAILURE
-        try:
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGCHLD):
-                signal.signal(number, signal.SIG_DFL)
-            # What a terminal sends to the whole group is the supervisor's to act on.
-            for number in (signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
-            sockets = self._sockets
-            _close_all_but(channel, *sockets.listening, *sockets.listening_tls)
-            gc.freeze()
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-            code = self._run_worker(self._config, sockets.listening, sockets.listening_tls, channel)
-        except BaseException:  # noqa: BLE001  # the child must never return into the parent's frames
-            self._log.error("worker.failed", error=traceback.format_exc())
-        finally:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
+                if is_restart:
+                    self._overview.restarts.inc()
 
     # --- the loop ------------------------------------------------------------------------------------------
 
@@ -303,22 +243,26 @@ class Supervisor:
         self._end: asyncio.Future[int] = loop.create_future()
         loop.add_signal_handler(signal.SIGTERM, self._on_stop, "SIGTERM")
         loop.add_signal_handler(signal.SIGINT, self._on_stop, "SIGINT")
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up.set)
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-        sockets = self._sockets
+        listening = self._current.listening
         self._log.info(
             "gateway.started",
             version=__version__,
-            listen=_addresses(sockets.listening),
-            listen_tls=_addresses(sockets.listening_tls),
-            admin=_addresses([sockets.admin])[0],
+            listen=listening.addresses(is_tls=False),
+            listen_tls=listening.addresses(is_tls=True),
+            admin=str(name_of(self._admin)),
+            workers=self._current.workers,
         )
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._connect()), group.create_task(self._serve_admin())]
+        self._tick(time.monotonic())
+        async with asyncio.TaskGroup() as self._group:
+            self._reloading = self._group.create_task(self._serve_reloads())
+            tasks = [self._group.create_task(self._connect()), self._group.create_task(self._serve_admin())]
             code = await self._end
-            for task in tasks:
+            for task in (*tasks, self._reloading):
                 task.cancel()
+        self._close([*self._open])
         for worker in self._connected:
             if worker.channel is not None:
                 worker.channel.close()
@@ -338,8 +282,8 @@ class Supervisor:
                     on_close=partial(self._on_close, worker),
                 )
                 self._connected.add(worker)
-                if self._exit_code is not None:
-                    worker.channel.send(Drain())
+                if worker.is_retired or self._exit_code is not None:
+                    worker.drain(worker.patience_s)
 
     async def _serve_admin(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -348,60 +292,220 @@ class Supervisor:
         # Slow to import, and workers must not carry it.
         from gateway.adapters.admin import serve_admin  # noqa: PLC0415
 
-        close = await serve_admin(self._sockets.admin, self, token=self._token)
+        close = await serve_admin(self._admin, self._overview, token=self._token)
         try:
             await self._end
         finally:
             await close()
 
+    def _tick(self, expected: float) -> None:
+        """Once a second: replace workers that say nothing any more."""
+        now = time.monotonic()
+        # A supervisor that was stopped itself has heard nobody meanwhile.
+        stopped_s = now - expected
+        for worker in self._workers:
+            if worker.heard_at is None:
+                continue
+            worker.heard_at += stopped_s
+            silent_s = now - worker.heard_at
+            if silent_s > _STUCK_S:
+                self._log.warning(
+                    "worker.stuck", worker=worker.number, pid=worker.pid, seconds=round(silent_s, 1)
+                )
+                worker.heard_at = now
+                worker.signal(signal.SIGKILL)
+        self._notify.alive()
+        self._loop.call_later(_TICK_S, self._tick, now + _TICK_S)
+
     # --- workers -------------------------------------------------------------------------------------------
 
-    def _on_message(self, worker: _Worker, message: Message) -> None:
+    def _on_message(self, worker: Worker, message: Message) -> None:
         worker.heard_at = time.monotonic()
         match message:
             case State():
                 worker.state = message
+                self._changed.set()
                 if not worker.not_ready():
                     self._is_ready.set()
+                    self._announce()
             case MetricsPush():
-                self._merged.update(worker.pid, message.families)
+                self._overview.merged.update(worker.pid, message.families)
             case _:
                 self._log.error("channel.misused", worker=worker.number, error=type(message).__name__)
 
-    def _on_close(self, worker: _Worker, error: ChannelError | None) -> None:
+    def _announce(self) -> None:
+        if not self._is_announced and not self._overview.not_ready():
+            self._is_announced = True
+            self._notify.ready(self._summary())
+
+    def _summary(self) -> str:
+        return f"serving with generation {self._current.number} of {self._current.workers} workers"
+
+    def _on_close(self, worker: Worker, error: ChannelError | None) -> None:
         # Not when the process is reaped: what it sent last may still be unread then.
-        self._merged.end(worker.pid)
+        self._overview.merged.end(worker.pid)
         self._connected.discard(worker)
         if error is not None:
             self._log.error("channel.failed", worker=worker.number, pid=worker.pid, error=error)
 
     def _reap(self) -> None:
-        for worker in tuple(self._workers.values()):
+        for worker in self._workers:
             pid, status = os.waitpid(worker.pid, os.WNOHANG)
             if pid:
-                del self._workers[worker.number]
-                self._living.set(len(self._workers))
+                self._workers.remove(worker)
+                self._counts.release(worker.column)
+                self._overview.living.set(len(self._workers))
+                self._changed.set()
                 self._on_exit(worker, os.waitstatus_to_exitcode(status))
 
-    def _on_exit(self, worker: _Worker, code: int) -> None:
+    def _on_exit(self, worker: Worker, code: int) -> None:
         if self._exit_code is not None:
             self._end_if_alone()
         elif code == EXIT_CONFIG and not self._is_ready.is_set():
             self._give_up(EXIT_CONFIG)  # the worker has said why
-        else:
+        elif self._next is not None and worker.generation == self._next.number:
+            self._fail_start(f"worker {worker.number} ended with {code}; the lines before this one say why")
+        elif worker.generation == self._current.number or code != EXIT_OK:
             self._log.error("worker.died", worker=worker.number, pid=worker.pid, code=code)
-            if time.monotonic() - worker.forked_at > _SOUND_S:
-                self._deaths[worker.number] = 0
-            self._restart_later(worker.number)
+            if worker.generation == self._current.number:
+                if time.monotonic() - worker.forked_at > _SOUND_S:
+                    self._deaths.pop(worker.number, None)
+                self._restart_later(worker.number)
 
     def _restart_later(self, number: int) -> None:
-        self._loop.call_later(_restart_delay_s(self._deaths[number]), self._restart, number)
-        self._deaths[number] += 1
+        deaths = self._deaths.get(number, 0)
+        self._deaths[number] = deaths + 1
+        self._loop.call_later(_restart_delay_s(deaths), self._restart, self._current, number)
 
-    def _restart(self, number: int) -> None:
-        if self._exit_code is None:
-            self._to_restart.append(number)
+    def _restart(self, generation: Generation, number: int) -> None:
+        if self._exit_code is None and generation is self._current:
+            self._to_fork.append((generation, number))
             self._loop.stop()  # run() forks, and goes on
+
+    # --- reload --------------------------------------------------------------------------------------------
+
+    async def _serve_reloads(self) -> None:
+        while True:
+            await self._hung_up.wait()
+            self._hung_up.clear()
+            await self._reload()
+
+    async def _reload(self) -> None:
+        began = time.monotonic()
+        self._log.info("reload.started")
+        self._notify.reloading()
+        needs_restart: list[str] = []
+        problems: list[str] = []
+        try:
+            config = self._load()
+            needs_restart = self._needs_restart(config)
+            await self._replace(config)
+        except ConfigError as exc:
+            problems = [*map(str, exc.problems)]
+        except GatewayError as exc:
+            problems = [str(exc)]
+        except Exception:  # noqa: BLE001  # a defect of ours in a reload must not end the mail
+            problems = [traceback.format_exc()]
+        self._overview.last_reload = {
+            "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "ok": not problems,
+            "problems": problems,
+            "needs_restart": needs_restart,
+        }
+        if problems:
+            self._overview.reload_failed()
+            self._log.error("reload.failed", problems=problems)
+        else:
+            self._log.info(
+                "reload.done",
+                generation=self._current.number,
+                workers=self._current.workers,
+                needs_restart=needs_restart,
+                duration_ms=round(1000 * (time.monotonic() - began), 1),
+            )
+        self._notify.ready(self._summary())
+
+    def _needs_restart(self, config: Config) -> list[str]:
+        """Keys that have changed and that only a restart brings into force. Raises StartError."""
+        changed = {
+            "admin.listen": config.admin.listen != self._current.config.admin.listen,
+            "admin.token_file": _read_token(config.admin.token_file) != self._token,
+        }
+        return [key for key, is_changed in changed.items() if is_changed]
+
+    async def _replace(self, config: Config) -> None:
+        """Workers with this configuration for those that serve. Raises GatewayError when there can be none."""
+        current, workers = self._current, worker_count(config)
+        if self._counts.free < workers:
+            raise ReloadError("too many workers of earlier reloads still end their sessions; try again later")
+        listening = listen(config.server, workers, current.listening)
+        self._open.update(listening.without(current.listening))
+        self._last_number += 1
+        self._next = generation = Generation(self._last_number, config, listening, workers)
+        self._start_failure = ""
+        self._to_fork += [(generation, number) for number in range(1, workers + 1)]
+        self._loop.stop()  # run() forks, and goes on
+        try:
+            await self._until_ready(generation)
+        except ReloadError:
+            self._next = None
+            await self._retire(generation, in_favour_of=current)
+            raise
+        self._current, self._next = generation, None
+        self._overview.in_force(generation)
+        self._deaths.clear()
+        if config.log.format != current.config.log.format:
+            self._log = open_log(config.log.format, on_loss=self._overview.lost_lines.inc)
+            take_over_library_logs(self._log)
+        await self._retire(current, in_favour_of=generation)
+
+    async def _until_ready(self, generation: Generation) -> None:
+        try:
+            async with asyncio.timeout(START_S):
+                while self._workers.not_ready(generation.number, generation.workers):
+                    if self._start_failure:
+                        raise ReloadError(self._start_failure)
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError as exc:
+            reasons = "; ".join(self._workers.not_ready(generation.number, generation.workers))
+            raise ReloadError(f"the new workers are not ready after {START_S:g} s: {reasons}") from exc
+
+    def _fail_start(self, reason: str) -> None:
+        self._start_failure = reason
+        self._changed.set()
+
+    async def _retire(self, generation: Generation, *, in_favour_of: Generation) -> None:
+        """Let its workers end with their sessions, and close its sockets that the other has not."""
+        timeout_s = _PATIENCE_S + generation.config.server.drain_timeout_s + _DRAIN_GRACE_S
+        retired = []
+        for worker in self._workers:
+            if worker.is_retired:
+                worker.drain()  # so that there are never sessions of many generations
+            elif worker.generation == generation.number:
+                worker.is_retired = True
+                retired.append(worker)
+                worker.drain(_PATIENCE_S)
+                if worker.state is None:  # it never began, and may never hear
+                    self._kill([worker])
+        self._loop.call_later(timeout_s, self._kill, retired)
+        await self._let_go(
+            [sock for sock, _ in generation.listening.without(in_favour_of.listening)], retired
+        )
+
+    async def _let_go(self, sockets: Iterable[socket.socket], workers: Iterable[Worker]) -> None:
+        """Close sockets when the workers accept from them no more."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LET_GO_S):
+                while any(worker in self._workers and worker.is_listening for worker in workers):
+                    self._changed.clear()
+                    await self._changed.wait()
+        self._close(sockets)
+
+    def _close(self, sockets: Iterable[socket.socket]) -> None:
+        for sock in sockets:
+            if sock in self._open:
+                close_politely(sock, is_tls=self._open.pop(sock))
 
     # --- the end -------------------------------------------------------------------------------------------
 
@@ -411,100 +515,39 @@ class Supervisor:
             self._give_up(EXIT_FAILURE)
             return
         self._log.info("drain.started", signal=name, workers=len(self._workers))
+        self._notify.stopping()
         self._exit_code = EXIT_OK
-        self._to_restart.clear()
-        for sock in (*self._sockets.listening, *self._sockets.listening_tls):
-            sock.close()
-        for worker in self._workers.values():
-            if worker.channel is not None:
-                worker.channel.send(Drain())
-        self._loop.call_later(self._config.server.drain_timeout_s + _DRAIN_GRACE_S, self._kill)
+        self._overview.is_draining = True
+        self._to_fork.clear()
+        self._reloading.cancel()
+        workers = [*self._workers]
+        for worker in workers:
+            worker.drain()
+        self._group.create_task(self._let_go([*self._open], workers))
+        self._loop.call_later(
+            self._current.config.server.drain_timeout_s + _DRAIN_GRACE_S, self._kill, workers
+        )
         self._end_if_alone()
 
     def _give_up(self, code: int) -> None:
         self._exit_code = code
-        for worker in self._workers.values():
-            os.kill(worker.pid, signal.SIGTERM)
+        self._overview.is_draining = True
+        for worker in self._workers:
+            worker.signal(signal.SIGTERM)
             if worker.channel is not None:
                 worker.channel.close()
-        self._loop.call_later(_GIVE_UP_S, self._kill)
+        self._loop.call_later(_GIVE_UP_S, self._kill, [*self._workers])
         self._end_if_alone()
 
-    def _kill(self) -> None:
-        for worker in self._workers.values():
-            self._log.warning("worker.killed", worker=worker.number, pid=worker.pid)
-            os.kill(worker.pid, signal.SIGKILL)
+    def _kill(self, workers: Iterable[Worker]) -> None:
+        for worker in workers:
+            if worker in self._workers:
+                self._log.warning("worker.killed", worker=worker.number, pid=worker.pid)
+                worker.signal(signal.SIGKILL)
 
     def _end_if_alone(self) -> None:
-        if not self._workers and self._exit_code is not None and not self._end.done():
+        if not len(self._workers) and self._exit_code is not None and not self._end.done():
             self._end.set_result(self._exit_code)
-
-    def _on_hangup(self) -> None:
-        self._log.warning("reload.unsupported")
-
-    # --- what the admin port asks --------------------------------------------------------------------------
-
-    def not_live(self) -> tuple[str, ...]:
-        """A worker whose loop does not turn."""
-        return tuple(f"worker {w.number}: {why}" for w in self._workers.values() if (why := w.not_live()))
-
-    def not_ready(self) -> tuple[str, ...]:
-        """Draining, or a worker that is not there or not ready."""
-        reasons = [] if self._exit_code is None else ["draining"]
-        for number in self._numbers:
-            worker = self._workers.get(number)
-            if why := worker.not_ready() if worker else "not running":
-                reasons.append(f"worker {number}: {why}")
-        return tuple(reasons)
-
-    def state(self) -> Mapping[str, object]:
-        """How each worker said it is."""
-        workers = [self._workers[number] for number in self._numbers if number in self._workers]
-        return {
-            "listening": any(worker.state is not None and worker.state.listening for worker in workers),
-            "draining": self._exit_code is not None,
-            "workers": [
-                {"worker": worker.number, "pid": worker.pid}
-                | ({} if worker.state is None else asdict(worker.state))
-                for worker in workers
-            ],
-        }
-
-    def metrics(self, accept: str) -> tuple[bytes, str]:
-        """Of all processes."""
-        return self._merged.render(accept)
-
-    async def status(self) -> Mapping[str, object]:
-        """What each worker answers now."""
-        return {
-            "version": __version__,
-            "config_file": self._config_path,
-            "draining": self._exit_code is not None,
-            "workers": await self._ask_all("status", None, _STATUS_TIMEOUT_S),
-        }
-
-    async def decisions(self, query: Mapping[str, str]) -> Mapping[str, object]:
-        """The decision records of all workers, the newest first; a worker that did not answer stands in `errors`."""
-        _, limit = parse_query(query)
-        answers = await self._ask_all("decisions", dict(query), _DECISIONS_TIMEOUT_S)
-        return merge_decisions(answers, limit)
-
-    async def _ask_all(self, name: str, argument: Json, timeout_s: float) -> list[dict[str, Json]]:
-        """What each worker answers, by `name`, or its `error`."""
-        workers = [self._workers[number] for number in self._numbers if number in self._workers]
-        async with asyncio.TaskGroup() as group:
-            asked = [group.create_task(_ask(worker, name, argument, timeout_s)) for worker in workers]
-        return [task.result() for task in asked]
-
-
-async def _ask(worker: _Worker, name: str, argument: Json, timeout_s: float) -> dict[str, Json]:
-    answer: dict[str, Json] = {"worker": worker.number, "pid": worker.pid}
-    if worker.channel is None:
-        return answer | {"error": "not connected"}
-    try:
-        return answer | {name: await worker.channel.request(name, argument, timeout_s=timeout_s)}
-    except ChannelError as exc:
-        return answer | {"error": str(exc)}
 
 
 def _restart_delay_s(deaths: int) -> float:
@@ -513,15 +556,3 @@ def _restart_delay_s(deaths: int) -> float:
         return 0
     doubled = min(deaths - 1, 10)  # far beyond the maximum, and no overflow
     return min(_RESTART_FIRST_S * 2.0**doubled, _RESTART_MAX_S)
-
-
-def _addresses(sockets: Sequence[socket.socket]) -> list[str]:
-    return [str(HostPort(*sock.getsockname()[:2])) for sock in sockets]
-
-
-def _close_all_but(*sockets: socket.socket) -> None:
-    kept = {0, 1, 2, *(sock.fileno() for sock in sockets)}
-    for name in os.listdir("/dev/fd"):  # noqa: PTH208  # iterdir() may read on while descriptors are closed
-        if int(name) not in kept:
-            with contextlib.suppress(OSError):  # the one that read the directory
-                os.close(int(name))

@@ -10,7 +10,6 @@ be believed if all keys could be looked up, so that such mail need not be refuse
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from gateway.api import (
     AddressSource,
@@ -35,6 +34,7 @@ from policies.verify.arc.chain import Chain, ChainResult, prepare, validate
 from policies.verify.arc.report import ArcEvidence, auth_result
 from policies.verify.arc.trust import Trust, trusted_claim
 from policies.verify.domain_list import DomainList
+from policies.verify.handling import Handling
 
 # RFC 8617 5.2.2
 FAILED = Reply(550, "5.7.29", "ARC validation failure")
@@ -43,15 +43,6 @@ FAILED_NOW = Reply(451, "4.7.29", "ARC validation failure, try again later")
 _CHAIN = Slot[Chain]("arc.chain")
 _NO_CHAIN = ChainResult(Result.NONE)
 _NONE = proceed(results=[auth_result(_NO_CHAIN, None)], evidence=ArcEvidence(_NO_CHAIN))
-
-
-class OnFail(StrEnum):
-    """What becomes of a message whose chain is broken."""
-
-    CONTINUE = "continue"
-    QUARANTINE = "quarantine"
-    DEFER = "defer"
-    REJECT = "reject"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +56,8 @@ class ArcSettings:
             '".example.org" stands for the subdomains'
         },
     )
-    on_fail: OnFail = field(
-        default=OnFail.CONTINUE,
+    on_fail: Handling = field(
+        default=Handling.CONTINUE,
         metadata={"doc": "a chain that is broken, as honest forwarding may do: 550 5.7.29 where rejected"},
     )
 
@@ -111,13 +102,13 @@ class Arc(Policy[ArcSettings]):
             reason = "arc_temperror" if result.result is Result.TEMPERROR else ""
             return proceed(reason=reason, results=results, evidence=evidence)
         match self.settings.on_fail:
-            case OnFail.CONTINUE:
+            case Handling.CONTINUE:
                 return proceed(reason="arc_fail", results=results, evidence=evidence)
-            case OnFail.QUARANTINE:
+            case Handling.QUARANTINE:
                 return quarantine("arc_fail", results=results, evidence=evidence)
-            case OnFail.DEFER:
+            case Handling.DEFER:
                 return defer("arc_fail", FAILED_NOW, results=results, evidence=evidence)
-            case OnFail.REJECT:
+            case Handling.REJECT:
                 return reject("arc_fail", FAILED, results=results, evidence=evidence)
 
     def _believed(self, result: ChainResult, header: Header) -> tuple[Domain | None, Trust]:

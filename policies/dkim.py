@@ -28,6 +28,7 @@ from gateway.api import (
 from policies.verify.dkim.report import DkimEvidence, auth_result
 from policies.verify.dkim.signature import NAME, Refused, Signature, parse_signatures
 from policies.verify.dkim.verify import Judged, Limits, ask_keys, judge, want_bodies
+from policies.verify.handling import Handling
 from policies.verify.keys import MAX_RSA_BITS, MIN_RSA_BITS
 
 # RFC 7372 3.1
@@ -39,15 +40,6 @@ KEY_UNAVAILABLE = Reply(451, "4.7.20", "The key of a DKIM signature cannot be ha
 
 _MOST_SIGNATURES = 100
 _SIGNATURES = Slot[tuple[Signature | Refused, ...]]("dkim.signatures")
-
-
-class Handling(StrEnum):
-    """What becomes of mail."""
-
-    CONTINUE = "continue"
-    QUARANTINE = "quarantine"
-    DEFER = "defer"
-    REJECT = "reject"
 
 
 class PartialBody(StrEnum):

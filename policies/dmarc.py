@@ -44,6 +44,7 @@ from policies.verify.dmarc.judge import Discovery, DmarcResult, Identifier, Trou
 from policies.verify.dmarc.override import Override, Overrides, may_hold_later
 from policies.verify.dmarc.record import DmarcPolicy
 from policies.verify.domain_list import DomainList
+from policies.verify.handling import Handling, TemporaryHandling
 from policies.verify.org_domain import registrable
 
 # DESIGN.md section 5: the author domain's own time
@@ -52,23 +53,6 @@ JUDGE_S = 8.0
 TRUSTED = "policy not applied: the client is trusted"
 HIDDEN = "policy not applied: the client's address is hidden"
 BAD_FROM = Reply(550, "5.6.0", "The message needs one From field with addresses of one domain")
-
-
-class Handling(StrEnum):
-    """What becomes of mail."""
-
-    CONTINUE = "continue"
-    QUARANTINE = "quarantine"
-    DEFER = "defer"
-    REJECT = "reject"
-
-
-class TemporaryHandling(StrEnum):
-    """What becomes of mail while DNS is in trouble; never a 5xx."""
-
-    CONTINUE = "continue"
-    QUARANTINE = "quarantine"
-    DEFER = "defer"
 
 
 class BadFrom(StrEnum):

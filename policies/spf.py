@@ -15,13 +15,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from gateway.api import (
     AddField,
     AddressSource,
     AuthResult,
     HeaderEdit,
+    OnError,
     Policy,
     Reply,
     Result,
@@ -33,6 +33,7 @@ from gateway.api import (
     proceed,
     reject,
 )
+from policies.verify.handling import EarlyHandling
 from policies.verify.spf import (
     SpfLimits,
     SpfResult,
@@ -49,43 +50,28 @@ _MAX_REPLY_TEXT = 450
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 
-class OnFinding(StrEnum):
-    """What follows from a result. There is no quarantine at MAIL."""
-
-    CONTINUE = "continue"
-    DEFER = "defer"
-    REJECT = "reject"
-
-
-class OnTrouble(StrEnum):
-    """What follows from a temporary error, which is never a refusal for good."""
-
-    CONTINUE = "continue"
-    DEFER = "defer"
-
-
 @dataclass(frozen=True, slots=True)
 class SpfSettings:
     """[policy.spf.settings]; the MAIL FROM identity where nothing else is said."""
 
-    on_fail: OnFinding = field(
-        default=OnFinding.CONTINUE,
+    on_fail: EarlyHandling = field(
+        default=EarlyHandling.CONTINUE,
         metadata={"doc": "a client that the domain does not permit; by default dmarc decides"},
     )
-    on_softfail: OnFinding = field(
-        default=OnFinding.CONTINUE, metadata={"doc": "a client that it probably does not permit"}
+    on_softfail: EarlyHandling = field(
+        default=EarlyHandling.CONTINUE, metadata={"doc": "a client that it probably does not permit"}
     )
-    on_permerror: OnFinding = field(
-        default=OnFinding.CONTINUE, metadata={"doc": "an SPF record that cannot be evaluated"}
+    on_permerror: EarlyHandling = field(
+        default=EarlyHandling.CONTINUE, metadata={"doc": "an SPF record that cannot be evaluated"}
     )
-    on_temperror: OnTrouble = field(
-        default=OnTrouble.CONTINUE, metadata={"doc": "a check that DNS trouble left undecided"}
+    on_temperror: OnError = field(
+        default=OnError.CONTINUE, metadata={"doc": "a check that DNS trouble left undecided"}
     )
     helo_check: bool = field(
         default=True, metadata={"doc": "check the HELO identity too, where HELO gives a domain"}
     )
-    on_helo_fail: OnFinding = field(
-        default=OnFinding.CONTINUE,
+    on_helo_fail: EarlyHandling = field(
+        default=EarlyHandling.CONTINUE,
         metadata={"doc": "a client that the domain of its HELO does not permit"},
     )
     max_void_lookups: int = field(
@@ -125,7 +111,7 @@ class Spf(Policy[SpfSettings]):
             Result.FAIL: settings.on_fail,
             Result.SOFTFAIL: settings.on_softfail,
             Result.PERMERROR: settings.on_permerror,
-            Result.TEMPERROR: OnFinding(settings.on_temperror.value),
+            Result.TEMPERROR: EarlyHandling(settings.on_temperror.value),
         }
 
     async def on_mail(self, tx: Transaction) -> Verdict:
@@ -137,12 +123,12 @@ class Spf(Policy[SpfSettings]):
             hidden = AuthResult("spf", Result.TEMPERROR, why, (_property(mail_from, helo),))
             return proceed(reason="spf_client_hidden", results=(hidden,))
         domain, sender = identity(mail_from, helo)
-        explain = self.settings.use_explanation and self.settings.on_fail is not OnFinding.CONTINUE
+        explain = self.settings.use_explanation and self.settings.on_fail is not EarlyHandling.CONTINUE
         found = await self._check(tx, domain, sender, explain=explain)
         report = _Report([_result(found, mail_from, helo)], [found], [])
         self._note(report, found, mail_from, helo, is_helo=not mail_from)
-        action = self._actions.get(found.result, OnFinding.CONTINUE)
-        if action is not OnFinding.CONTINUE:
+        action = self._actions.get(found.result, EarlyHandling.CONTINUE)
+        if action is not EarlyHandling.CONTINUE:
             return report.verdict(
                 f"spf_{found.result}", action, _reply_text(found, "MAIL FROM" if mail_from else "HELO")
             )
@@ -153,12 +139,12 @@ class Spf(Policy[SpfSettings]):
     async def _with_helo(self, tx: Transaction, report: _Report, mail_from: str, helo: str) -> Verdict:
         """RFC 7208 2.3: the HELO identity beside the other."""
         on_fail = self.settings.on_helo_fail
-        explain = self.settings.use_explanation and on_fail is not OnFinding.CONTINUE
+        explain = self.settings.use_explanation and on_fail is not EarlyHandling.CONTINUE
         found = await self._check(tx, *identity("", helo), explain=explain, timeout_s=_HELO_TIMEOUT_S)
         report.results.append(_result(found, "", helo))
         report.found.append(found)
         self._note(report, found, mail_from, helo, is_helo=True)
-        if found.result is Result.FAIL and on_fail is not OnFinding.CONTINUE:
+        if found.result is Result.FAIL and on_fail is not EarlyHandling.CONTINUE:
             return report.verdict("spf_helo_fail", on_fail, _reply_text(found, "HELO"))
         return report.verdict(f"spf_{report.found[0].result}")
 
@@ -196,12 +182,12 @@ class _Report:
     def lines(self) -> Sequence[str]:
         return [line for each in self.found for line in each.lines()]
 
-    def verdict(self, reason: str, action: OnFinding = OnFinding.CONTINUE, text: str = "") -> Verdict:
+    def verdict(self, reason: str, action: EarlyHandling = EarlyHandling.CONTINUE, text: str = "") -> Verdict:
         """RFC 7372 3.1: 23 is for what failed, 24 for what could not be evaluated."""
-        if action is OnFinding.CONTINUE:
+        if action is EarlyHandling.CONTINUE:
             return proceed(reason=reason, results=self.results, edits=self.edits, evidence=self)
         detail = 24 if reason in ("spf_permerror", "spf_temperror") else 23
-        if action is OnFinding.DEFER:
+        if action is EarlyHandling.DEFER:
             return defer(reason, Reply(451, f"4.7.{detail}", text), results=self.results, evidence=self)
         return reject(reason, Reply(550, f"5.7.{detail}", text), results=self.results, evidence=self)
 

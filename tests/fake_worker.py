@@ -1,8 +1,8 @@
-"""A gateway of one supervisor and fake workers, as a program: `python fake_worker.py BEHAVIOUR [KEY=VALUE...]`.
+"""A gateway of one supervisor and fake workers, as a program: `python fake_worker.py BEHAVIOUR FILE [KEY=VALUE...]`.
 
-A fake worker greets each connection with its pid and obeys one word, `die`, `refuse`, `garble`, `refuse-mail` or
-`lose-downstream`, or waits for the client to go. It drains as a worker should: it accepts nothing more, and ends after
-its last connection.
+A fake worker greets each connection with its pid and obeys one word, `die`, `refuse`, `garble`, `sleep`,
+`refuse-mail` or `lose-downstream`, or waits for the client to go. It drains as a worker should: it accepts nothing
+more, and ends after its last connection.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
-from gateway import supervisor
+from gateway import overview, supervisor, workers
 from gateway.adapters.metrics import ProcessMetrics
 from gateway.channel import (
     ChannelError,
@@ -30,6 +30,7 @@ from gateway.channel import (
     open_channel,
 )
 from gateway.config import Config, load
+from gateway.connection_counts import ConnectionCounts
 from gateway.decision import Decision, DecisionRing, DecisionsAnswer
 from gateway.session import Envelope, Session
 from gateway.smtp import reply
@@ -93,6 +94,8 @@ class FakeWorker:
         match await reader.readline():
             case b"die\n":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case b"sleep\n":
+                signal.pause()
             case b"refuse\n":
                 os._exit(78)
             case b"lose-downstream\n":
@@ -148,9 +151,17 @@ class FakeWorker:
 
 
 def run_worker(
-    behaviour: str, config: Config, listening: Sockets, listening_tls: Sockets, channel: socket.socket
+    behaviour: str,
+    config: Config,
+    listening: Sockets,
+    listening_tls: Sockets,
+    channel: socket.socket,
+    counts: ConnectionCounts,
 ) -> int:
     earlier = _earlier_starts(config)
+    # a configuration that was loaded again may ask for another behaviour
+    told = config.server.hostname.removesuffix(".example.org")
+    behaviour = behaviour if told == "mx" else told
     match behaviour:
         case "refuses":
             return 78
@@ -194,17 +205,20 @@ def _earlier_starts(config: Config) -> int:
 
 
 if __name__ == "__main__":
-    behaviour, file, workers, *overrides = sys.argv[1:]
+    behaviour, file, *overrides = sys.argv[1:]
     config = load(Path(file), environ={}, overrides=overrides)
-    server = config.server.model_copy(update={"workers": int(workers)})
     supervisor._DRAIN_GRACE_S = 0.2
-    supervisor._DECISIONS_TIMEOUT_S = 0.5 if behaviour == "never-answers" else 60
+    overview._DECISIONS_TIMEOUT_S = 0.5 if behaviour == "never-answers" else 60
     if behaviour == "falls-silent":
-        supervisor._SILENCE_S = 0.5
+        workers._SILENCE_S = 0.5
+    if behaviour == "impatient":
+        supervisor.START_S = 0.5  # type: ignore[attr-defined]  # it is workers'
+        supervisor._STUCK_S = 2
     sys.exit(
         supervisor.run(
-            config.model_copy(update={"server": server}),
+            config,
             config_path=file,
+            overrides=overrides,
             worker=lambda *given: run_worker(behaviour, *given),
         )
     )

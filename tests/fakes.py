@@ -17,7 +17,7 @@ from gateway.pipeline import Pipeline
 from gateway.plan import RECIPIENT, Step
 from gateway.policy import NoSettings, OnError, Outcome, Policy
 from gateway.relaying import Content, Delivery, Offer
-from gateway.services import Services
+from gateway.services import Merge, Services
 from gateway.session import Envelope, Recipient, Session, Transaction
 from gateway.smtp import reply
 from gateway.smtp.address import Mailbox
@@ -144,7 +144,9 @@ class FakeMetrics:
     def counters(self, name: str, documentation: str, labels: tuple[str, ...] = ()) -> _Family:
         return _Family(self, name, labels)
 
-    def gauges(self, name: str, documentation: str, labels: tuple[str, ...] = ()) -> _Family:
+    def gauges(
+        self, name: str, documentation: str, labels: tuple[str, ...] = (), merge: Merge = Merge.SUM
+    ) -> _Family:
         return _Family(self, name, labels)
 
     def histograms(

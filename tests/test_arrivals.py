@@ -1,4 +1,4 @@
-"""arrivals: when a balancer is seen that hides its clients, and how often a client may come."""
+"""arrivals: when a balancer is seen that hides its clients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
-from gateway.arrivals import ArrivalRate, SourceWatch, origin_of
+from gateway.arrivals import SourceWatch, origin_of
 from tests.fakes import FakeClock
 
 BALANCER = ip_address("10.0.0.1")
@@ -141,50 +141,3 @@ def test_clients_that_come_keep_it(watched: Watched) -> None:
         watched.watch.look()
 
     assert watched.watch.hidden_by == BALANCER
-
-
-# --- the rate of one client -----------------------------------------------------------------------------
-
-
-def test_no_limit_admits_everybody_and_remembers_nobody() -> None:
-    rate = ArrivalRate(0)
-
-    assert all(rate.admits(1, 0.0) for _ in range(1000))
-    assert rate._now == {}
-
-
-def test_a_client_comes_as_often_as_the_limit_and_others_do_not_count() -> None:
-    rate = ArrivalRate(3)
-
-    assert [rate.admits(1, 600.0) for _ in range(4)] == [True, True, True, False]
-    assert rate.admits(2, 600.0)
-
-
-def test_the_minute_slides() -> None:
-    rate = ArrivalRate(10)
-    assert sum(rate.admits(1, 659.0) for _ in range(20)) == 10
-
-    # of the ten of the minute before, this part is less than a minute ago
-    assert sum(rate.admits(1, 660.0) for _ in range(20)) == 0
-    assert sum(rate.admits(1, 690.0) for _ in range(20)) == 5
-    assert sum(rate.admits(1, 719.9) for _ in range(20)) == 5
-
-
-def test_who_was_refused_may_come_as_soon_as_the_others_may() -> None:
-    rate = ArrivalRate(1)
-    assert rate.admits(1, 600.0)
-    assert not any(rate.admits(1, second) for second in range(601, 661))
-
-    assert rate.admits(1, 661.0)
-
-
-def test_only_clients_of_the_last_two_minutes_are_remembered() -> None:
-    rate = ArrivalRate(5)
-    for number in range(100):
-        rate.admits(number, 600.0)
-    rate.admits(7, 661.0)
-    assert len(rate._before) == 100
-
-    rate.admits(7, 1200.0)
-
-    assert (rate._before, rate._now) == ({}, {7: 1})

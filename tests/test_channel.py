@@ -45,7 +45,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
         st.dictionaries(st.text(), json_values, max_size=3),
     ),
     st.builds(MetricsPush, st.lists(json_values, max_size=3)),
-    st.builds(Drain),
+    st.builds(Drain, st.floats(0, 300)),
     st.builds(Request, st.integers(), st.text(), json_values),
     st.builds(Response, st.integers(), json_values, st.text()),
 )

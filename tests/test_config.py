@@ -524,19 +524,6 @@ def test_a_domains_file_stands_for_domains(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "path"),
     [
-        ("server.workers = 2", "server.workers"),
-        ("server.workers = 'auto'", "server.workers"),
-    ],
-)
-def test_a_part_that_is_not_built_yet_is_refused(tmp_path: Path, line: str, path: str) -> None:
-    (message,) = messages(tmp_path, line).items()
-    assert message[0] == path
-    assert message[1].endswith("is not available in this version")
-
-
-@pytest.mark.parametrize(
-    ("line", "path"),
-    [
         ("mode = 'off'", "policy.relay_guard.mode"),
         ("mode = 'observe'", "policy.relay_guard.mode"),
         ("on_error = 'continue'", "policy.relay_guard.on_error"),
@@ -555,7 +542,7 @@ def test_the_relay_guard_cannot_be_weakened(tmp_path: Path, line: str, path: str
 def test_all_problems_are_told_in_one_go_in_the_files_order(tmp_path: Path) -> None:
     more = """
     server.max_recipient = 1
-    server.workers = 4
+    server.workers = 0
     log.format = "x"
     """
     found = problems(tmp_path, MINIMAL + more, MXGATE__SERVER__FOO="1")

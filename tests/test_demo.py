@@ -20,13 +20,19 @@ from aiosmtpd.smtp import Envelope
 
 from gateway import demo
 from gateway.config import check_files, load
-from tests.e2e.gateway import is_running
+from gateway.demo import mta
+from tests.e2e.gateway import COMMAND, is_running, run_mxgate
 from tests.e2e.machine import require
 from tests.e2e.net import LOOPBACK, free_port, wait_until
 
 SENDER = "sender@client.example.net"
 # With what a server might be tempted to change: dots, a long line, 8-bit text, blanks at the end of a line.
-CONTENT = b"Subject: demo\r\n\r\n.\r\n..\r\nlong " + b"x" * 5000 + b"\r\n" + "Grüße \r\n".encode()
+CONTENT = (
+    b"From: sender@client.example.net\r\nSubject: demo\r\n\r\n.\r\n..\r\nlong "
+    + b"x" * 5000
+    + b"\r\n"
+    + "Grüße \r\n".encode()
+)
 START = "import sys; from pathlib import Path; from gateway import demo; "
 START_S = 15
 STOP_S = 15
@@ -43,7 +49,7 @@ def maildir(tmp_path: Path) -> Path:
 
 
 def test_stores_every_octet_where_a_mail_reader_finds_it(maildir: Path) -> None:
-    names = [demo.store(maildir, CONTENT), demo.store(maildir, b"Subject: other\r\n\r\n")]
+    names = [mta.store(maildir, CONTENT), mta.store(maildir, b"Subject: other\r\n\r\n")]
     assert (maildir / "new" / names[0]).read_bytes() == CONTENT
     assert sorted(str(message["subject"]) for message in mailbox.Maildir(maildir)) == ["demo", "other"]
     assert not [*(maildir / "tmp").iterdir()]
@@ -57,14 +63,14 @@ def test_a_message_that_is_not_on_the_disk_is_not_there(
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
-        demo.store(maildir, CONTENT)
+        mta.store(maildir, CONTENT)
     assert not [*(maildir / "new").iterdir(), *(maildir / "tmp").iterdir()]
 
 
 async def answer_rcpt(address: str) -> str:
     """What the MTA says, and that it does what it says."""
     envelope = Envelope()
-    reply = await demo.Downstream(Path()).handle_RCPT(None, None, envelope, address, [])
+    reply = await mta.Downstream(Path()).handle_RCPT(None, None, envelope, address, [])
     assert envelope.rcpt_tos == ([address] if reply.startswith("250") else [])
     return reply
 
@@ -87,13 +93,13 @@ async def test_the_mta_defers_what_it_cannot_store(
 ) -> None:
     envelope = Envelope()
     envelope.content = CONTENT
-    reply = await demo.Downstream(tmp_path / "missing").handle_DATA(None, None, envelope)
+    reply = await mta.Downstream(tmp_path / "missing").handle_DATA(None, None, envelope)
     assert reply.startswith("452 4.3.1 ")
     assert "missing" in capsys.readouterr().err
 
 
 async def test_the_mta_never_refuses_for_good_because_of_its_own_trouble() -> None:
-    assert (await demo.Downstream(Path()).handle_exception(ValueError("x"))).startswith("451 ")
+    assert (await mta.Downstream(Path()).handle_exception(ValueError("x"))).startswith("451 ")
 
 
 # --- the whole ---------------------------------------------------------------------------------------
@@ -104,7 +110,7 @@ class Running:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.ports = demo.Ports(free_port(), free_port(), free_port())
+        self.ports = demo.Ports(*(free_port() for _ in range(4)))
         self._output = directory.with_suffix(".out")
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
@@ -125,6 +131,12 @@ class Running:
         ready = json.loads(self.page("/readyz"))
         self.pids = [self.process.pid, self.mta, *(worker["pid"] for worker in ready["workers"])]
         assert all(map(is_running, self.pids))
+
+    def greylist(self, *arguments: str) -> str:
+        """What `mxgate greylist` says on the demo's store."""
+        done = run_mxgate("--config", str(self.directory / "mxgate.toml"), "greylist", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, self.output()
@@ -182,6 +194,8 @@ def running(tmp_path: Path) -> Iterator[Running]:
     started = Running(tmp_path / "mxgate-demo")
     try:
         started.wait_ready()
+        # no test but one has the time to be a stranger
+        started.greylist("allow", LOOPBACK)
         yield started
     finally:
         started.kill()
@@ -208,6 +222,15 @@ def test_a_message_is_stored_as_it_was_sent_behind_two_fields_of_ours(running: R
 
 
 @pytest.mark.e2e
+def test_a_stranger_is_greylisted_for_ten_seconds(running: Running) -> None:
+    running.greylist("forget", LOOPBACK)
+    code, text = running.submit("ann@demo.test")
+    assert (code, text[:6]) == (451, b"4.7.1 ")
+    assert b" in 10 seconds" in text
+    assert "1 triplets wait" in running.greylist("stats")
+
+
+@pytest.mark.e2e
 def test_who_is_foreign_or_unknown_is_refused_and_nothing_is_stored(running: Running) -> None:
     assert running.submit("ann@example.org")[0] == 550
     code, text = running.submit("nobody@demo.test")
@@ -226,8 +249,10 @@ def test_it_is_configured_by_the_file_that_it_shows(running: Running) -> None:
     config = load(file, environ={})
     check_files(config)
     assert config.server.listen[0].port == running.ports.gateway
-    # no path of this machine: it can be copied
-    assert str(running.directory) not in file.read_text("utf-8")
+    # no path of this machine but where the state is: it can be copied
+    text, _, state = file.read_text("utf-8").partition("[state]\n")
+    assert str(running.directory) not in text
+    assert state == f'url = "sqlite://{running.directory}/state.db"\n'
 
 
 @pytest.mark.e2e
@@ -235,9 +260,14 @@ def test_it_is_configured_by_the_file_that_it_shows(running: Running) -> None:
 def test_the_commands_that_it_prints_do_what_it_says(running: Running, has_swaks: bool) -> None:
     for program in ("curl", "swaks") if has_swaks else ("curl",):
         require(program=program)
-    text = demo.introduction(running.directory, running.ports, running.mta, has_swaks=has_swaks)
-    steps = re.split(r"^\d\. ", text, flags=re.MULTILINE)[1:]
-    assert len(steps) == 5
+    text = demo.introduction(
+        running.directory, running.ports, running.mta, has_swaks=has_swaks, program=COMMAND
+    )
+    before, *steps = re.split(r"^\d\. ", text, flags=re.MULTILINE)
+    assert len(steps) == 9
+    (allow,) = re.findall(r"^ {4}(.*)", before, flags=re.MULTILINE)
+    running.greylist("forget", LOOPBACK)
+    shell(allow)
     for step in steps:
         commands = re.findall(r"^ {4}(.*)", step, flags=re.MULTILINE)
         assert commands
@@ -248,10 +278,22 @@ def test_the_commands_that_it_prints_do_what_it_says(running: Running, has_swaks
         if "/readyz" in step:
             assert '"ready": true' in said
             assert "mxgate_transactions_total{" in said
+        # and what is found
+        for result in re.findall(r"\b\w+=pass", step.partition("    ")[0]):
+            assert result in newest(running), (commands, said)
+        if " explain " in step:
+            assert "[dmarc dmarc_fail]" in said
+            assert "dmarc=pass header.from=example.org" in said
         if "Received field" in step:
             assert "Received: from" in said
             assert "for <ann@demo.test>" in said
-    assert len(running.stored()) == (2 if has_swaks else 1)
+    assert len(running.stored()) == (3 if has_swaks else 2)
+
+
+def newest(running: Running) -> str:
+    """The last message that was stored."""
+    new = running.directory / "Maildir" / "new"
+    return max(new.iterdir(), key=lambda file: file.stat().st_mtime_ns).read_text("utf-8")
 
 
 def shell(command: str) -> str:
@@ -280,13 +322,14 @@ def test_nothing_is_left_when_the_parent_is_killed(running: Running) -> None:
     running.wait_gone()
 
 
-@pytest.mark.parametrize("which", ["gateway", "downstream", "admin"])
+@pytest.mark.parametrize("which", ["gateway", "downstream", "admin", "dns"])
 def test_a_port_in_use_is_named(which: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as taken:
+    with socket.socket(type=socket.SOCK_DGRAM if which == "dns" else socket.SOCK_STREAM) as taken:
         taken.bind((LOOPBACK, 0))
-        taken.listen()
+        if which != "dns":
+            taken.listen()
         port = taken.getsockname()[1]
-        numbers = {name: free_port() for name in ("gateway", "downstream", "admin")} | {which: port}
+        numbers = {name: free_port() for name in ("gateway", "downstream", "admin", "dns")} | {which: port}
         assert demo.run(tmp_path / "demo", demo.Ports(**numbers)) == 1
     said = capsys.readouterr()
     assert f"port {port} of {LOOPBACK} is in use" in said.err
@@ -296,5 +339,5 @@ def test_a_port_in_use_is_named(which: str, tmp_path: Path, capsys: pytest.Captu
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "demo").write_text("a file is in the way", "utf-8")
-    assert demo.run(tmp_path / "demo", demo.Ports(free_port(), free_port(), free_port())) == 1
+    assert demo.run(tmp_path / "demo", demo.Ports(*(free_port() for _ in range(4)))) == 1
     assert str(tmp_path / "demo") in capsys.readouterr().err

@@ -2,175 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.config.values import HostPort
-from gateway.supervisor import StartError, _bind, _restart_delay_s
+from gateway.listening import StartError, bind
+from gateway.supervisor import _restart_delay_s
+from tests.running import Running, Start, starting, wait_until
 
-FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
-WITHIN_S = 30
-
-
-class Running:
-    """A supervisor with fake workers."""
-
-    def __init__(self, directory: Path, behaviour: str, workers: int, overrides: tuple[str, ...]) -> None:
-        (directory / "starts").mkdir()
-        file = directory / "mxgate.toml"
-        file.write_text(
-            f"""
-            [server]
-            hostname = "mx.example.org"
-            listen = ["127.0.0.1:0"]
-            drain_timeout_s = 1
-            spool_dir = "{directory}/starts"
-            [relay]
-            domains = ["example.org"]
-            routes = [{{ domains = ["*"], downstream = ["127.0.0.1:9"] }}]
-            [admin]
-            listen = "127.0.0.1:0"
-            """
-        )
-        # Its own session, so that a signal to its group is not one to the tests.
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(FAKE_WORKER), behaviour, str(file), str(workers), *overrides],
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.lines: list[str] = []
-        self._events: list[dict[str, Any]] = []
-        self.listen = self.admin = ""
-
-    def wait_started(self) -> None:
-        started = self.wait_log("gateway.started")
-        (self.listen,) = started["listen"]
-        self.admin = started["admin"]
-
-    def wait_log(self, event: str) -> dict[str, Any]:
-        """The first log line of this event that was not waited for yet."""
-        assert self.process.stderr is not None
-        while (found := self._pop(event)) is None:
-            line = self.process.stderr.readline()
-            assert line, f"no {event} in:\n{''.join(self.lines)}"
-            self.lines.append(line)
-            if line.startswith("{"):
-                self._events.append(json.loads(line))
-        return found
-
-    def _pop(self, event: str) -> dict[str, Any] | None:
-        for index, found in enumerate(self._events):
-            if found["event"] == event:
-                return self._events.pop(index)
-        return None
-
-    def wait_exit(self) -> int:
-        """The exit code, when all its processes have gone: each holds standard error open."""
-        assert self.process.stderr is not None
-        self.lines += self.process.stderr
-        assert not any("Exception ignored" in line for line in self.lines), "".join(self.lines)
-        return self.process.wait(WITHIN_S)
-
-    @contextmanager
-    def connected(self) -> Iterator[tuple[socket.socket, int]]:
-        """A connection to a worker, and its pid."""
-        host, port = self.listen.split(":")
-        with (
-            socket.create_connection((host, int(port)), timeout=WITHIN_S) as sock,
-            sock.makefile("rb") as reader,
-        ):
-            yield sock, int(reader.readline() or b"0")
-
-    def greeted(self) -> int:
-        """The pid of the worker that greeted a connection; 0 when none did."""
-        try:
-            with self.connected() as (_, pid):
-                return pid
-        except OSError:
-            return 0
-
-    def tell(self, word: bytes) -> int:
-        """Give a worker its word; its pid."""
-        with self.connected() as (sock, pid):
-            sock.sendall(word + b"\n")
-        return pid
-
-    def ask(self, path: str) -> tuple[int, Any]:
-        """Status and JSON of a page; (0, None) when nobody answers."""
-        try:
-            with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=WITHIN_S) as response:
-                return response.status, json.load(response)
-        except urllib.error.HTTPError as exc:
-            with exc:
-                return exc.code, json.load(exc)
-        except OSError:
-            return 0, None
-
-    def metrics(self) -> dict[str, float]:
-        with urllib.request.urlopen(f"http://{self.admin}/metrics", timeout=WITHIN_S) as response:
-            text = response.read().decode()
-        return {line.split()[0]: float(line.split()[1]) for line in text.splitlines() if line[0] != "#"}
-
-    def wait_ready(self) -> dict[str, Any]:
-        def is_ready() -> Any:
-            status, body = self.ask("/readyz")
-            return body if status == 200 else None
-
-        body = wait_until(is_ready)
-        assert isinstance(body, dict)
-        return body
-
-
-def wait_until(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + WITHIN_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return value
-
-
-class Start:
-    """The fixture `start`: starts supervisors, and leaves none behind."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self.running: list[Running] = []
-
-    def __call__(
-        self, behaviour: str = "sound", *overrides: str, workers: int = 1, started: bool = True
-    ) -> Running:
-        running = Running(self._directory, behaviour, workers, overrides)
-        self.running.append(running)
-        if started:
-            running.wait_started()
-        return running
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    start = Start(tmp_path)
-    yield start
-    for running in start.running:
-        if running.process.poll() is None:
-            os.killpg(running.process.pid, signal.SIGKILL)
-            running.process.wait()
-        assert running.process.stderr is not None
-        running.process.stderr.close()
+start = pytest.fixture(starting, name="start")
 
 
 # --- start -----------------------------------------------------------------------------------------------------
@@ -268,9 +114,9 @@ def test_a_token_file_that_holds_none_is_a_wrong_configuration(
 
 
 def test_ipv6_sockets_leave_ipv4_alone() -> None:
-    with _bind(HostPort("0.0.0.0", 0)) as ipv4:
+    with bind(HostPort("0.0.0.0", 0)) as ipv4:
         try:
-            ipv6 = _bind(HostPort("::", ipv4.getsockname()[1]))
+            ipv6 = bind(HostPort("::", ipv4.getsockname()[1]))
         except StartError as exc:
             pytest.skip(str(exc))
         ipv6.close()
@@ -454,13 +300,3 @@ def test_workers_end_when_the_supervisor_dies(start: Start) -> None:
     gateway.wait_ready()
     gateway.process.kill()
     assert gateway.wait_exit() == -signal.SIGKILL  # not before the workers have gone
-
-
-def test_sighup_changes_nothing_and_says_so(start: Start) -> None:
-    gateway = start()
-    gateway.wait_ready()
-    os.killpg(gateway.process.pid, signal.SIGHUP)
-    gateway.wait_log("reload.unsupported")
-    gateway.wait_ready()
-    gateway.process.terminate()
-    assert gateway.wait_exit() == 0

@@ -5,8 +5,9 @@ of a session. A command's coroutine is stepped once and becomes a task only if i
 in one write. One sweep a second serves the deadlines of all sessions, so a short session costs no timer.
 
 Whose a connection is: the client's that the PROXY header of a listed balancer names, otherwise the socket's. Limits,
-trust and log go by that address. While most clients seem to come from one private address, it is a balancer's that
-hides them (gateway.arrivals), and no limit of single clients applies to it.
+trust and log go by that address. Limits of connections are of all workers together (gateway.connection_counts).
+While most clients seem to come from one private address, it is a balancer's that hides them (gateway.arrivals), and no
+limit of single clients applies to it.
 
 An exception in a session is a defect of ours: it is logged, the client gets a 4xx, nobody else notices.
 """
@@ -19,12 +20,15 @@ import ssl
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from gateway.arrivals import ArrivalRate, Origin, SourceWatch, origin_of
+from gateway.arrivals import Origin, SourceWatch, origin_of
+from gateway.connection_counts import Client, ConnectionCounts, lone_counts
+from gateway.services import Merge
 from gateway.session import AddressSource, TlsInfo, client_address
 from gateway.smtp import reply
 from gateway.smtp.proxy_protocol import (
@@ -113,7 +117,7 @@ class TlsSource(Protocol):
 
 
 class Listener:
-    """All sessions of a worker on its listening sockets."""
+    """All sessions of a worker on its listening sockets; `counts` is None where there is no other worker."""
 
     def __init__(
         self,
@@ -122,6 +126,7 @@ class Listener:
         gatekeeper: Gatekeeper,
         services: Services,
         tls: TlsSource | None,
+        counts: ConnectionCounts | None = None,
     ) -> None:
         self.settings = settings
         self.server_settings = server_settings
@@ -132,12 +137,13 @@ class Listener:
         self.now = self.loop.time()  # as of the last sweep
         self.sessions: set[Connection] = set()
         self.arrivals: set[_Arrival] = set()
-        self.by_client: dict[int, int] = {}
-        self.rate = ArrivalRate(settings.max_new_connections_per_client_per_minute)
+        self.counts = counts or lone_counts()
         self.watch = SourceWatch(services.clock.monotonic)
         self.draining_since: float | None = None
+        self._is_hurried = False
         self.background: set[asyncio.Task[Any]] = set()
         self._servers: list[asyncio.Server] = []
+        self._accepting: list[socket.socket] = []
         self._sweep: asyncio.TimerHandle | None = None
         self._drained = asyncio.Event()
         self._hidden_by: IPv4Address | IPv6Address | None = None  # as of the last sweep
@@ -171,7 +177,9 @@ class Listener:
             "Whether a private address seems to be a balancer's that hides its clients",
         ).labels()
         self._source_share = metrics.gauges(
-            "mxgate_source_share", "Part of the recent clients that came from the commonest private address"
+            "mxgate_source_share",
+            "Part of the recent clients that came from the commonest private address",
+            merge=Merge.MAX,
         ).labels()
 
     async def start(self, sockets: Sequence[socket.socket], tls_sockets: Sequence[socket.socket]) -> None:
@@ -188,6 +196,7 @@ class Listener:
                     lambda: arriving(self, implicit_tls=True), sock=sock, backlog=BACKLOG
                 )
             )
+        self._accepting = [*sockets, *tls_sockets]
         self._schedule_sweep()
 
     def is_balancer(self, host: str) -> bool:
@@ -200,20 +209,45 @@ class Listener:
         hidden_by = self.watch.hidden_by
         return {"hidden_by": str(hidden_by or "")}
 
-    async def drain(self, timeout_s: float) -> None:
-        """Stop accepting, let messages that are under way end, close the rest; returns when no session is left.
-
-        What is still open after `timeout_s` is cut: its message was not confirmed to anybody.
-        """
-        self.draining_since = self.now = self.loop.time()
+    async def stop_accepting(self) -> None:
+        """Close the listening sockets; who is in their queues stays there for others who have them open."""
+        for sock in self._accepting:
+            # asyncio forgets whom it accepted in the turn in which its server is closed; uvloop knows no such reader
+            self.loop.remove_reader(sock)
+        self._accepting = []
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
         for accepting in self._servers:
             accepting.close()
+        self._servers = []
+
+    def hurry(self) -> None:
+        """End the patience of a drain."""
+        self._is_hurried = True
+        self._drained.set()
+
+    async def drain(self, timeout_s: float, patience_s: float = 0.0) -> None:
+        """Stop accepting, let messages that are under way end, close the rest; returns when no session is left.
+
+        Sessions go on for `patience_s` as if nothing were. What is still open `timeout_s` later is cut: its message was
+        not confirmed to anybody.
+        """
+        patient_until = self.loop.time() + patience_s
+        await self.stop_accepting()
+        if patience_s:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(patient_until):
+                    while (self.sessions or self.arrivals or self.background) and not self._is_hurried:
+                        self._drained.clear()
+                        await self._drained.wait()
+        self.now = self.loop.time()
+        self.draining_since = min(patient_until, self.now)
         for arrival in list(self.arrivals):
             arrival.drain()
         for connection in list(self.sessions):
             connection.drain()
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout_at(self.draining_since + timeout_s):
                 while self.sessions or self.background:
                     self._drained.clear()
                     await self._drained.wait()
@@ -261,6 +295,7 @@ class Listener:
         for connection in list(self.sessions):
             connection.check_deadlines()
         self._count_replies()
+        self.counts.roll(self.now)
         if self.tls is not None:
             self.tls.refresh()
         self._tell_of_the_watch()
@@ -285,7 +320,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_arrived",
         "_begun",
-        "_client_key",
+        "_client",
         "_content_begun",
         "_conversation",
         "_implicit_tls",
@@ -310,7 +345,7 @@ class Connection(asyncio.Protocol):
         self._listener = listener
         self._implicit_tls = implicit_tls
         self._task: asyncio.Task[Any] | None = None
-        self._client_key: int | None = None
+        self._client: Client | None = None  # while it is counted
         self._is_closed = True
         self._origin: Origin | None = None  # what the source watch is yet to be told
         self._reading_paused = False
@@ -365,26 +400,28 @@ class Connection(asyncio.Protocol):
     ) -> None:
         """It is known whose connection this is: refuse it or serve it."""
         listener = self._listener
-        settings = listener.settings
-        others = listener.by_client.get(key, 0)
+        settings, counts = listener.settings, listener.counts
+        counted = counts.client(key)
+        rate = settings.max_new_connections_per_client_per_minute
         refusal, outcome = None, "served"
         if listener.draining_since is not None:
             refusal = reply.SHUTTING_DOWN
-        elif len(listener.sessions) + len(listener.arrivals) >= settings.max_connections:
+        elif counts.total >= settings.max_connections:
             refusal, outcome = reply.TOO_MANY_CONNECTIONS, "limit"
         elif source is _HIDDEN:
             pass  # no limit of single clients can be meant for all of them together
-        elif others >= settings.max_connections_per_client:
+        elif counts.has(counted, settings.max_connections_per_client):
             refusal, outcome = reply.TOO_MANY_FROM_CLIENT, "client_limit"
-        elif listener.rate.limit and not listener.rate.admits(key, listener.now):
+        elif rate and not counts.admits(counted, rate, listener.now):
             refusal, outcome = reply.TOO_MANY_FROM_CLIENT, "client_rate"
         listener.connections[outcome].inc()
         if refusal is not None:
             _turn_away(self._transport, refusal, implicit_tls=self._implicit_tls)
             return
         self._is_closed = False
-        self._client_key = key
-        listener.by_client[key] = others + 1
+        self._client = counted
+        counts.client_opened(counted)
+        counts.opened()
         listener.sessions.add(self)
         listener.open_connections.inc()
         bare_lf = settings.allow_bare_lf_from
@@ -445,16 +482,15 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone, from whichever side."""
-        if self._client_key is None:
+        if self._client is None:
             return
         listener = self._listener
         if not self._is_closed:
             self._is_closed = True
             listener.count_closed("lost")
-        key, self._client_key = self._client_key, None
-        others = listener.by_client.pop(key) - 1
-        if others:
-            listener.by_client[key] = others
+        counted, self._client = self._client, None
+        listener.counts.client_closed(counted)
+        listener.counts.closed()
         listener.sessions.discard(self)
         listener.open_connections.dec()
         if self._task is not None:
@@ -582,7 +618,7 @@ class Connection(asyncio.Protocol):
 
     def _resume(self, task: asyncio.Task[T], then: Callable[[T], None]) -> None:
         self._task = None
-        if self._client_key is None:  # the connection was lost meanwhile
+        if self._client is None:  # the connection was lost meanwhile
             self._conversation.reset()
             if (told := self._conversation.outcome()) is not None:
                 self._listener.run_behind(told)
@@ -773,7 +809,7 @@ class _Arrival(asyncio.BufferedProtocol):
         if listener.draining_since is not None:
             _turn_away(self._transport, reply.SHUTTING_DOWN, implicit_tls=self._implicit_tls)
             return
-        if len(listener.sessions) + len(listener.arrivals) >= listener.settings.max_connections:
+        if listener.counts.total >= listener.settings.max_connections:
             listener.connections["limit"].inc()
             _turn_away(self._transport, reply.TOO_MANY_CONNECTIONS, implicit_tls=self._implicit_tls)
             return
@@ -781,6 +817,7 @@ class _Arrival(asyncio.BufferedProtocol):
         self._missing = cast("int", read_header(b""))
         self._is_waiting = True
         listener.arrivals.add(self)
+        listener.counts.opened()
         listener.open_connections.inc()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -844,7 +881,9 @@ class _Arrival(asyncio.BufferedProtocol):
         self._is_waiting = False
         listener.proxy_headers[outcome].inc()
         listener.arrivals.discard(self)
+        listener.counts.closed()
         listener.open_connections.dec()
+        listener.session_ended()
 
 
 def _turn_away(transport: asyncio.Transport, refusal: Reply, *, implicit_tls: bool) -> None:

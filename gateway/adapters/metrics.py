@@ -19,6 +19,8 @@ from enum import StrEnum
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar, assert_never
 
+from gateway.services import Merge
+
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
@@ -39,14 +41,6 @@ class Kind(StrEnum):
     COUNTER = "counter"
     GAUGE = "gauge"
     HISTOGRAM = "histogram"
-
-
-class Merge(StrEnum):
-    """What the gauges of several workers make together."""
-
-    SUM = "sum"
-    MIN = "min"  # as for the time when a certificate expires
-    MAX = "max"
 
 
 _COMBINE: dict[Merge, Callable[[Iterable[float]], float]] = {Merge.SUM: sum, Merge.MIN: min, Merge.MAX: max}

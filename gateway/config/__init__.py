@@ -6,7 +6,7 @@
 Reading order: model (the schema), load, sources (layers and origins), check, explain, locate, render.
 """
 
-from gateway.config.check import check_files
+from gateway.config.check import check_files, check_state_file
 from gateway.config.errors import ConfigError, KeyPath, Origin, Problem, dotted
 from gateway.config.explain import print_problems
 from gateway.config.load import load
@@ -60,6 +60,7 @@ __all__ = [
     "ServerTls",
     "State",
     "check_files",
+    "check_state_file",
     "dotted",
     "load",
     "print_problems",

@@ -1,4 +1,4 @@
-"""What the schema of one table cannot know: tables that contradict each other, parts not built yet, files.
+"""What the schema of one table cannot know: tables that contradict each other, files.
 
 `contradictions` needs the configuration only; `check_files` looks at the machine, so it is asked by the commands
 that are about to use these files (serve, a reload, check-config).
@@ -8,19 +8,13 @@ from __future__ import annotations
 
 import ssl
 import tempfile
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any
 
 from gateway.config.errors import ConfigError, KeyPath, did_you_mean
 from gateway.config.model import RELAY_GUARD, Config, PolicySection, Protocol, Relay, Route, RouteTls
 from gateway.config.values import HostPort
 from gateway.policy import Mode, OnError
-
-# Key, what asks for a part that does not exist yet, and its name. Delete a row when its part is built.
-NOT_BUILT: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("server.workers", lambda workers: workers != 1, "more than one worker"),
-)
 
 Finding = tuple[KeyPath, str]
 
@@ -34,7 +28,6 @@ def contradictions(config: Config) -> dict[KeyPath, str]:
         *_contradictory_routes(config.relay, config.quarantine.route),
         *_unusable_quarantine(config),
         *_unsafe_relay_guard(guard),
-        *_not_built(config),
     ):
         found.setdefault(path, message)
     return found
@@ -115,13 +108,6 @@ def _is_routed(domain: str, patterns: Container[str]) -> bool:
     return any(pattern in patterns for pattern in (domain, *parents, "*"))
 
 
-def _not_built(config: Config) -> Iterator[Finding]:
-    for key, asks, part in NOT_BUILT:
-        for path, value in _values(config, (), key.split(".")):
-            if asks(value):
-                yield path, f"{part} is not available in this version"
-
-
 def _unsafe_relay_guard(section: PolicySection) -> Iterator[Finding]:
     if section.mode is not Mode.ENFORCE:
         yield (
@@ -172,6 +158,26 @@ def _unusable_files(config: Config) -> Iterator[Finding]:
     yield from _unusable_spool(config.server.spool_dir)
 
 
+def check_state_file(config: Config) -> None:
+    """Raise ConfigError unless the file of a `sqlite:` store can be written; for who has a policy that needs one."""
+    scheme, _, path = config.state.url.partition("://")
+    if scheme != "sqlite":
+        return
+    file = Path(path)
+    try:
+        # SQLite makes files beside it
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+        if file.exists():
+            file.open("r+b").close()
+    except OSError as exc:
+        reason = (
+            f"{file} cannot be written: {exc.strerror or exc}; its directory must be there and writable for "
+            "the user that mxgate runs as"
+        )
+        raise ConfigError([config.problem(("state", "url"), reason)]) from exc
+
+
 def _unreadable(file: Path) -> str:
     try:
         with file.open("rb") as opened:
@@ -199,17 +205,3 @@ def _unusable_spool(spool_dir: Path | None) -> Iterator[Finding]:
     except OSError as exc:
         where = spool_dir or "the system's temporary directory"
         yield ("server", "spool_dir"), f"{where} cannot hold files: {exc.strerror or exc}"
-
-
-def _values(value: object, path: KeyPath, key: list[str]) -> Iterator[tuple[KeyPath, object]]:
-    """The values at a dotted key, where `*` stands for every element of a list or table."""
-    if not key:
-        yield path, value
-    elif key[0] != "*":
-        yield from _values(getattr(value, key[0]), (*path, key[0]), key[1:])
-    elif isinstance(value, Mapping):
-        for name, below in value.items():
-            yield from _values(below, (*path, name), key[1:])
-    elif isinstance(value, tuple):
-        for index, below in enumerate(value):
-            yield from _values(below, (*path, index), key[1:])

@@ -26,6 +26,7 @@ from gateway.config.values import (
     FieldName,
     HostPort,
     Integer,
+    KeyPrefix,
     Listen,
     Nameserver,
     Networks,
@@ -275,12 +276,24 @@ class State(Section):
 
     url: StateUrl = Field(
         default="sqlite:///var/lib/mxgate/state.db",
-        description="`memory:`, `sqlite:///path`, `redis://`, `rediss://`, `redis+sentinel://` or `redis+cluster://`.",
+        description="`memory:` (of each worker), `sqlite:///path`, `redis://user:password@host:6379/0`, "
+        "`redis+unix:///path?db=0`, `redis+sentinel://user:password@host:26379,host:26379/service/0`, "
+        "`redis+cluster://user:password@host:6379,host:6379`. With TLS `rediss` instead of `redis`, and behind `?` "
+        "`ca_file`, `cert_file`, `key_file`; for sentinels `sentinel_username`, `sentinel_password`.",
         repr=False,
     )
-    timeout_s: Seconds = _key(0.1, "For one command.", gt=0, le=10)
+    timeout_s: Seconds = _key(0.1, "For what a policy asks at once.", gt=0, le=10)
     on_outage: OnOutage = _key(
         OnOutage.LOCAL, "`local`: each worker for itself; `continue`: without; `defer`: 4xx."
+    )
+    key_prefix: KeyPrefix = _key(
+        "mxgate:", "What every key begins with; installations that share a server have different ones."
+    )
+    max_bytes: Integer = _key(
+        268_435_456,
+        "Size of `memory:` and of the file of `sqlite:`; when it is reached, what would end first goes first.",
+        ge=1_048_576,
+        le=68_719_476_736,
     )
 
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, get_args
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
-from gateway.config.check import NOT_BUILT
 from gateway.config.errors import HIDDEN, KeyPath, Origin, dotted, is_secret, quoted, redact
 from gateway.config.model import Config, DomainOverride, PolicySection, Route, Section
 from gateway.config.values import HostPort
@@ -73,7 +72,6 @@ def docs_markdown() -> str:
     parts += _tables(
         '[policy.NAME.domains."example.org"]', 'policy.NAME.domains."example.org"', DomainOverride
     )
-    parts.append(_not_built())
     return "\n".join(parts)
 
 
@@ -182,9 +180,3 @@ def _words(kind: object) -> list[str]:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-def _not_built() -> str:
-    rows = "\n".join(f"| `{key}` | {part} |" for key, _, part in NOT_BUILT)
-    heading = "## Not available in this version\n\nThese keys take their default only.\n"
-    return f"{heading}\n| key | part |\n|---|---|\n{rows}\n"

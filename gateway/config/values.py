@@ -22,6 +22,7 @@ from pydantic import (
     WrapValidator,
 )
 
+from gateway.adapters.store.redis_url import parse_redis_url
 from gateway.config.errors import did_you_mean
 from gateway.session import Trust
 from gateway.smtp.address import AddressError, Domain
@@ -34,7 +35,17 @@ _NUMERIC = re.compile(r"[0-9.]+")
 _PORT = re.compile(r"[0-9]{1,5}")
 # RFC 8601 2.5: authserv-id is a value of RFC 2045 5.1; we write tokens only, so that it never needs quotes.
 _TOKEN = re.compile(r"[!#$%&'*+.0-9A-Z^_`a-z{|}~-]{1,255}")
-STATE_SCHEMES = ("memory", "sqlite", "redis", "rediss", "redis+sentinel", "redis+cluster")
+STATE_SCHEMES = (
+    "memory",
+    "sqlite",
+    "redis",
+    "rediss",
+    "redis+unix",
+    "redis+sentinel",
+    "rediss+sentinel",
+    "redis+cluster",
+    "rediss+cluster",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +234,10 @@ def _state_url(value: object) -> str:
         raise ValueError("memory: takes nothing behind it")
     if scheme == "sqlite" and not re.fullmatch(r"///[^\0]*[^/\0]", rest):
         raise ValueError("must name a file: sqlite:///var/lib/mxgate/state.db")
-    if scheme.startswith("redis") and not re.fullmatch(r"//[^/\s]+.*", rest):
-        raise ValueError(f"must name a host: {scheme}://127.0.0.1:6379/0")
+    if scheme.startswith("redis"):
+        if not re.fullmatch(r"//[^/\s]+.*", rest) and scheme != "redis+unix":
+            raise ValueError(f"must name a host: {scheme}://127.0.0.1:6379/0")
+        parse_redis_url(url)
     return url
 
 
@@ -294,6 +307,8 @@ AuthservId = Annotated[str, PlainValidator(_authserv_id), _json("string")]
 OptionalPath = Annotated[
     Path | None, PlainValidator(_path), _AS_TEXT, WithJsonSchema({"type": ["string", "null"]})
 ]
+KeyPrefix = Annotated[str, Field(pattern=r"^[!-z|~]{1,64}$")]
+"""Printable ASCII without braces, which mean something in the keys of a Redis Cluster."""
 StateUrl = Annotated[
     str, PlainValidator(_state_url), _json("string", pattern=f"^({'|'.join(map(re.escape, STATE_SCHEMES))}):")
 ]

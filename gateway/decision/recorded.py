@@ -7,6 +7,7 @@ is wrong. What the JSON has beside that is left out of account.
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -31,6 +32,8 @@ from gateway.smtp.address import AddressError, parse_forward_path, parse_reverse
 from gateway.smtp.reply import Reply
 
 T = TypeVar("T")
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class RecordError(GatewayError):
@@ -123,7 +126,12 @@ class _At:
         return value
 
     def text(self, key: str) -> str:
-        return self.value(key, str)
+        text = self.value(key, str)
+        if _SURROGATE.search(
+            text
+        ):  # JSON has them, to_json writes none, and no field of a header can hold one
+            raise RecordError(f"{self._path}{key}: no text")
+        return text
 
     def flag(self, key: str) -> bool:
         return self.value(key, bool)

@@ -1,8 +1,8 @@
 """A decision record judged again: the same session, with the answers that DNS and the downstream gave then.
 
-What a record does not have cannot be judged again: the body (its digests are there), the state that policies keep, and
-what was left out because it was too large. The plan is that of the configuration at hand; where it comes to something
-else than the record says, the differences are told.
+What a record does not have cannot be judged again: the body (its digests are there), what policies remember (those that
+do say again what they said), and what was left out because it was too large. The plan is that of the configuration at
+hand; where it comes to something else than the record says, the differences are told.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Final
 from gateway.app import gatekeeper_settings
 from gateway.config import Config
 from gateway.decision import Recorded
+from gateway.explain.remembered import said_again
 from gateway.explain.run import Case, Explained, ExplainError, World, explain, routes_of
 from gateway.explain.stand_ins import Answers, RecordedAnswers, SaysAgain, SizedSpool, StandingClock
 from gateway.gatekeeper import GatekeeperSettings
@@ -72,7 +73,7 @@ async def replay(
     header = recorded.header + b"\r\n"
     world = World(
         config,
-        planned,
+        said_again(planned, recorded),
         StandingClock(recorded.time, clock.monotonic),
         dns,
         SaysAgain(routes_of(config), _words(recorded), _delivery(recorded)),

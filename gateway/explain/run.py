@@ -10,6 +10,7 @@ from typing import Protocol
 from gateway.adapters.metrics import ProcessMetrics
 from gateway.app import ResolverForPolicies, StartError, gatekeeper_settings, id_source, steps_of
 from gateway.config import Config
+from gateway.config.model import State
 from gateway.decision import Decision, DecisionRing, to_json
 from gateway.decision.show import Json
 from gateway.errors import GatewayError
@@ -18,6 +19,7 @@ from gateway.gatekeeper import Answer, Conversation, Gatekeeper, GatekeeperSetti
 from gateway.mail.body import Spool
 from gateway.mail.digest import BodyDigests
 from gateway.mail.message import Field, Header
+from gateway.open_store import WorkerStore
 from gateway.plugins import PlannedPolicy
 from gateway.services import Clock, Resolver, Services
 from gateway.session import AddressSource, Envelope, Recipient, TlsInfo
@@ -140,8 +142,10 @@ async def explain(case: Case, world: World) -> Explained:
     """Play the case; the policies are started before and stopped behind it. Raises ExplainError."""
     log, metrics = KeptLog(), ProcessMetrics()
     services = Services(world.clock, log, metrics, world.dns)
+    # what the gateway remembers is neither asked nor changed
+    store = WorkerStore(State(url="memory:"), [each.policy for each in world.planned], services)
     try:
-        steps = steps_of(world.planned, services, world.dns)
+        steps = steps_of(world.planned, services, world.dns, store)
     except StartError as exc:
         raise ExplainError(str(exc)) from exc
     reserved = frozenset([world.config.quarantine.header.lower()])

@@ -145,8 +145,9 @@ _MAX_READ_BYTES = 32_768
 _PART = re.compile(r"""(")((?:[^"\\]|\\.)*+)"?|(\()|([ \t\r\n]+)|[^"( \t\r\n]+""", re.DOTALL)
 _COMMENT_PART = re.compile(r"[()]|\\.", re.DOTALL)
 _QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
-_EQUALS = re.compile(r" *= *")
-_METHODSPEC = re.compile(rf" *({_KEYWORD})(?: ?/ ?[0-9]+)?=([^ ]*)")
+_BLANKS = re.compile(r" +")
+_EQUALS = re.compile(r" ?= ?")
+_METHODSPEC = re.compile(rf" ?({_KEYWORD})(?: ?/ ?[0-9]+)?=([^ ]*)")
 _PROPSPEC = re.compile(rf" (?:({_KEYWORD}) ?\. ?)?({_KEYWORD})=([^ ]*)")
 # where a quoted string stood
 _PLACE = re.compile(r"\0([0-9]+)\0")
@@ -201,7 +202,7 @@ def _without_quotes(text: str) -> tuple[str, list[str]]:
             parts.append(" ")
         else:
             parts.append(" " if part[4] else part[0])
-    return " ".join("".join(parts).split(" ")), quoted
+    return _BLANKS.sub(" ", "".join(parts)), quoted
 
 
 def _comment_end(text: str, at: int) -> int:

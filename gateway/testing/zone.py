@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from io import StringIO
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import dns.exception
 import dns.name
-import dns.zone
+import dns.rdata
+import dns.rdataclass
+import dns.rdatatype
+import dns.tokenizer
+import dns.zonefile
 
 from gateway.lookup import (
     NO_DATA,
@@ -27,6 +30,7 @@ from gateway.session import client_address
 T = TypeVar("T")
 
 _MAX_CNAMES = 8
+_TTL_S = 300  # of records that say none; nobody here looks at it
 
 Node = Mapping[RRType | str, Sequence[Record] | str]
 """The records of a name by type. A text in the place of records is a temporary failure ("timeout", "servfail"),
@@ -49,14 +53,14 @@ class Zone:
     @classmethod
     def parse(cls, text: str) -> Zone:
         """The zone of a master file (RFC 1035 5); names without an $ORIGIN are absolute. Raises ZoneError."""
+        records = _Records()
+        tokens = dns.tokenizer.Tokenizer(text.removeprefix("\ufeff"), "zone")
         try:
-            parsed = dns.zone.from_file(
-                StringIO(text), origin=dns.name.root, relativize=False, check_origin=False
-            )
+            dns.zonefile.Reader(tokens, dns.rdataclass.IN, records, default_ttl=_TTL_S).read()
         except (dns.exception.DNSException, ValueError) as exc:
             raise ZoneError(f"no zone: {exc}") from exc
         nodes: dict[str, dict[RRType | str, list[Record]]] = {}
-        for name, _, rdata in parsed.iterate_rdatas():
+        for name, rdata in records.found:
             at = nodes.setdefault(_text(name), {})
             kind = dns.rdatatype.to_text(rdata.rdtype)
             if kind == "CNAME":
@@ -73,11 +77,14 @@ class Zone:
     def answer(self, question: Question) -> Answer:
         """What a name server with this zone and nothing else says."""
         name = question.name.lower().removesuffix(".")
-        labels = name.split(".")
-        if len(name.encode()) > 253 or not all(0 < len(label.encode()) <= 63 for label in labels):
+        try:
+            octets = name.encode()
+        except UnicodeEncodeError:  # lone surrogates
+            return NO_SUCH_NAME
+        if len(octets) > 253 or not all(0 < len(label) <= 63 for label in octets.split(b".")):
             return NO_SUCH_NAME
         for _ in range(_MAX_CNAMES + 1):
-            node = self.nodes.get(name)
+            node = self._node(name)
             if node is None:
                 return NO_SUCH_NAME
             records = node.get(question.rrtype)
@@ -91,6 +98,16 @@ class Zone:
             return Answer(Found.RECORDS, tuple(records)) if records else NO_DATA
         return NO_DATA
 
+    def _node(self, name: str) -> Node | None:
+        """The name's own node, or that of the wildcard below its closest ancestor (RFC 4592 3.3.1)."""
+        node, above = self.nodes.get(name), name
+        while node is None and above:
+            above = above.partition(".")[2]
+            node = self.nodes.get(f"*.{above}" if above else "*")
+            if above in self.nodes:
+                break
+        return node
+
     def run(self, lookup: Lookup[T], policy: str = "") -> T:
         """Drive a Lookup to its end."""
         try:
@@ -102,6 +119,19 @@ class Zone:
         except StopIteration as done:
             result: T = done.value
             return result
+
+
+class _Records(dns.zonefile.RRsetsReaderTransaction):
+    """What dns.zonefile writes into: each record once, of one zone or of several, in linear time."""
+
+    def __init__(self) -> None:
+        manager = dns.zonefile.RRSetsReaderManager(dns.name.root, relativize=False)
+        super().__init__(manager, True, False)  # type: ignore[no-untyped-call]
+        self.found: dict[tuple[dns.name.Name, dns.rdata.Rdata], None] = {}
+
+    def add(self, *args: Any) -> None:
+        name, _, rdata = args
+        self.found[name, rdata] = None
 
 
 def _text(name: dns.name.Name) -> str:

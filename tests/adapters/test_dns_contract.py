@@ -301,6 +301,19 @@ async def test_nobody_there_is_told_at_once(back_end: str) -> None:
     await kit.close()
 
 
+async def test_the_same_question_reaches_the_server_again(back_end: str) -> None:
+    numbers = iter(range(1, 9))
+
+    def script(query: dns.message.Message, is_tcp: bool) -> Iterable[bytes | float]:
+        return [reply_to(query, f"a.example.org. 1 IN A 192.0.2.{next(numbers)}").to_wire()]
+
+    async with FakeNameserver(script).running() as server:
+        kit = Kit(back_end, [server.at])
+        answers = [await kit.ask("a.example.org") for _ in range(3)]
+        await kit.close()
+    assert [str(answer.records[0]) for answer in answers] == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+
+
 async def test_another_server_takes_over(back_end: str) -> None:
     dead = Nameserver(LOOPBACK, free_port())
 

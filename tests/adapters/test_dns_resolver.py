@@ -114,7 +114,7 @@ async def answered(world: World, answer: Answer, ttl_s: int = 300, tx: Transacti
 
 async def test_an_answer_is_remembered_as_long_as_its_ttl_says(world: World) -> None:
     await answered(world, found(), ttl_s=300)
-    await world.settle(299)
+    await world.settle(298)
     assert at_once(world, ask(Question("Q0.Example.ORG.", TXT))) == [found()]
     await world.settle(2)
     await answered(world, found(b"new"))
@@ -130,8 +130,9 @@ async def test_nothing_is_remembered_too(world: World, answer: Answer) -> None:
     assert at_once(world, ask(question())) == [answer]
 
 
-async def test_a_ttl_of_zero_is_not_remembered(world: World) -> None:
-    await answered(world, found(), ttl_s=0)
+@pytest.mark.parametrize("ttl_s", [0, 1])
+async def test_a_ttl_of_which_nothing_is_left_is_not_remembered(world: World, ttl_s: int) -> None:
+    await answered(world, found(), ttl_s=ttl_s)
     await answered(world, found())
     assert len(world.asked) == 2
 
@@ -400,6 +401,14 @@ async def test_what_was_asked_ahead_is_there_or_on_its_way(world: World) -> None
     assert [each.policy for each in TRAIL.get(tx) or ()] == ["dmarc", "dmarc"]
 
 
+async def test_what_the_cache_knows_takes_no_task_to_ask_ahead(world: World) -> None:
+    await answered(world, found())
+    tx = transaction()
+    world.resolver.prefetch(ask(question()), tx)
+    assert TRAIL.get(tx) == [Asked("", question(), found())]
+    assert not world.resolver._ahead
+
+
 async def test_asking_ahead_is_charged_to_nobody_and_ends(world: World) -> None:
     tx = transaction()
     world.resolver.prefetch(ask(question(1)), tx)
@@ -466,7 +475,7 @@ def resource(owner: str, rrtype: RRType | str, value: str | bytes, ttl_s: int = 
         (Reply(negative_ttl_s=30), 30),
         (Reply(negative_ttl_s=86_400), NEGATIVE_S),
         (Reply(is_no_such_name=True, negative_ttl_s=0), 0),
-        (Reply(is_no_such_name=True), 60),
+        (Reply(is_no_such_name=True), 0),
     ],
 )
 def test_an_answer_lives_as_long_as_its_shortest_part(reply: Reply, ttl_s: int) -> None:

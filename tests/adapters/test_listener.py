@@ -186,7 +186,8 @@ class World:
         """Until no session is left; then there must be nothing else left either."""
         await self.until(lambda: not self.listener.sessions)
         await self.until(lambda: self.spool.used_bytes == 0)
-        assert self.listener.by_client == {}
+        assert not any(self.listener.counts._words[self.listener.counts._open :])
+        assert self.listener.counts.total == 0
         assert self.services.metrics["mxgate_open_connections"] == 0
 
     async def advance(self, seconds: float) -> None:
@@ -495,7 +496,7 @@ async def test_an_ipv6_client_is_its_64_bits_and_a_mapped_one_is_ipv4(world: Wor
 
     for connection in here:
         connection.connection_lost(None)
-    assert world.listener.by_client == {}
+    assert world.listener.counts.total == 0
 
 
 @dialogue()

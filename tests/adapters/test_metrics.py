@@ -9,8 +9,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from gateway.adapters.metrics import Merge, MergedMetrics, ProcessMetrics, Snapshot
-from gateway.services import Metrics
+from gateway.adapters.metrics import MergedMetrics, ProcessMetrics, Snapshot
+from gateway.services import Merge, Metrics
 
 
 def _travel(snapshot: Snapshot) -> Snapshot:

@@ -73,6 +73,12 @@ def test_a_record_that_is_not_in_full_is_told() -> None:
         read_record(as_read(to_json(RECORD, in_full=False)))
 
 
+@pytest.mark.parametrize("key", ["helo", "tls", "mail_from", "authserv_id", "session", "reason"])
+def test_half_a_character_is_no_text(key: str) -> None:
+    with pytest.raises(RecordError, match=key):
+        read_record(json.loads(json.dumps({**WHOLE, key: "a\ud800b"})))
+
+
 values: Any = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),

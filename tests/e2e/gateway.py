@@ -20,6 +20,7 @@ from typing import Protocol
 
 from tests.e2e.client import Client
 from tests.e2e.net import LOOPBACK, Address, free_port, wait_until
+from tests.e2e.nowhere import nowhere
 
 HOSTNAME = "mx.example.org"
 COMMAND = str(Path(sys.executable).parent / "mxgate")
@@ -34,14 +35,24 @@ QUICK_RELAY: dict[str, Value] = {"connect_timeout_s": 1, "reply_timeout_s": 1, "
 
 
 def config_for(downstream: Address, *, overrides: Config | None = None) -> dict[str, Value]:
-    """A configuration for example.org in front of one downstream; `overrides` is merged over it, section by section."""
+    """A configuration for example.org in front of one downstream; `overrides` is merged over it, section by section.
+
+    No name exists in its DNS, and nothing is asked of this machine's name servers. Content needs no From field.
+    """
+    dns_host, dns_port = nowhere()
     base: dict[str, Value] = {
         "server": {"hostname": HOSTNAME, "listen": [f"{LOOPBACK}:{free_port()}"]},
         "relay": {
             "domains": ["example.org"],
             "routes": [{"domains": ["*"], "downstream": [f"{downstream[0]}:{downstream[1]}"]}],
         },
+        "dns": {"nameservers": [f"{dns_host}:{dns_port}"]},
         "admin": {"listen": f"{LOOPBACK}:{free_port()}"},
+        "policy": {
+            "dmarc": {"settings": {"on_bad_from": "mark"}},
+            # a stranger's mail is not deferred but where that is the subject
+            "greylist": {"mode": "off"},
+        },
     }
     return _merged(base, overrides or {})
 
@@ -65,7 +76,7 @@ def to_toml(config: Config) -> str:
 class Gateway:
     """One running gateway. `address` is its first plain listener, `tls_address` the first of implicit TLS."""
 
-    def __init__(self, config: Config, directory: Path) -> None:
+    def __init__(self, config: Config, directory: Path, command: Sequence[str] = (COMMAND,)) -> None:
         self.config_file = directory / "mxgate.toml"
         self.config_file.write_text(to_toml(config), encoding="utf-8")
         self._log_file = directory / "mxgate.log"
@@ -75,7 +86,7 @@ class Gateway:
         self._admin = _listener(config, "admin", "listen")
         # its own session: a signal for the test run's group is not one for the gateway
         self.process = subprocess.Popen(
-            [COMMAND, "serve", "--config", str(self.config_file)],
+            [*command, "serve", "--config", str(self.config_file)],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,

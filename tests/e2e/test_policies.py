@@ -114,7 +114,8 @@ def test_a_policy_of_a_file_requires_one_of_a_wheel_and_judges_what_it_found(
     ):
         above, _, _ = content.partition(b"Received: ")
         assert above.startswith(b"Authentication-Results: mx.example.org;")
-        assert above.endswith(b'\tx-colour=pass reason="%b"\r\n%b' % (subject, quarantined))
+        assert b'\tx-colour=pass reason="%b";\r\n' % subject in above
+        assert above.endswith(b"\tdmarc=none header.from=client.example.net\r\n" + quarantined)
     counted = {"policy": "taste", "stage": "eom", "action": "quarantine"}
     wait_until(
         lambda: gateway.metric("mxgate_policy_decisions_total", **counted) == 1,
@@ -238,9 +239,12 @@ def test_plan_prints_the_order(tmp_path: Path, sink: Downstream) -> None:
     )
 
     plan = json.loads(done.stdout)
-    assert plan["stages"]["eom"] == {"budget_s": 25.0, "ranks": [["colour"], ["taste"]]}
+    assert plan["stages"]["eom"] == {
+        "budget_s": 25.0,
+        "ranks": [["dkim", "arc", "colour"], ["dmarc", "taste"]],
+    }
     assert plan["stages"]["rcpt"]["ranks"] == [["relay_guard"], ["recipient"]]
-    assert [each["source"] for each in plan["policies"][1:]] == [
+    assert [each["source"] for each in plan["policies"][-2:]] == [
         "mxgate-colour 1.0",
         str(tmp_path / "taste.py"),
     ]

@@ -242,3 +242,13 @@ def test_what_is_no_record_is_told(files: Path, text: str) -> None:
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_policy_that_remembers_is_observed_so_that_the_others_are_heard(files: Path) -> None:
+    """Who sends is a stranger to it, always."""
+    file = files / "mxgate.toml"
+    file.write_text(file.read_text().replace('greylist.mode = "off"', ""))
+    told = json.loads(explain(files, "--json").stdout)
+    assert told["decision"]["action"] == "accepted"
+    would_be = told["decision"]["would_be"]
+    assert (would_be["policy"], would_be["action"], would_be["code"]) == ("greylist", "defer", 451)

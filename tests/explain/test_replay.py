@@ -19,6 +19,7 @@ from gateway.smtp.address import parse_forward_path
 from gateway.smtp.reply import Reply
 from gateway.testing import Zone
 from gateway.verdict import Verdict, defer, proceed, reject
+from policies.greylist import Greylist, GreylistSettings
 from tests.explainkit import case, config_of, explained, planned_of, record_of, replayed
 from tests.mailkit import compose, dkim_sign, ed25519_key, rsa_key, seal, txt_line, zone_of, zone_text
 
@@ -219,3 +220,23 @@ def test_every_question_is_in_the_record_once_with_its_answer() -> None:
     }
     assert {each.policy for each in live.decision.dns} == {"spf", "dkim", "dmarc"}
     assert zone_of(AUTHOR).nodes.keys() <= {name for name, _ in asked}
+
+
+@pytest.mark.parametrize("mode", ["enforce", "observe"])
+@pytest.mark.parametrize("delay_s", [0, 300])
+def test_a_policy_that_remembers_says_again_what_it_said(mode: str, delay_s: float) -> None:
+    """What it knew then is not in the record: a sender that was known then is a stranger to it now."""
+    given = {"greylist": {"delay_s": delay_s}}
+    live = explained(case(SIGNED), zone_with("pass", "none"), planned_of(Greylist, settings=given, mode=mode))
+    assert live.decision.action == ("deferred" if delay_s and mode == "enforce" else "accepted")
+    other = {"greylist": {"delay_s": 300 - delay_s}}
+    same(live, planned=planned_of(Greylist, settings=other, mode=mode))
+
+
+def test_a_record_with_verdicts_that_nobody_can_have_given_is_judged_all_the_same() -> None:
+    planned = planned_of(Greylist, settings={"greylist": {"stage": GreylistSettings().stage}})
+    record = record_of(explained(case(SIGNED), zone_with("pass", "none"), planned))
+    for verdict in record["verdicts"]:
+        if verdict["policy"] == "greylist":
+            verdict.update(code=250, reason="no token", would_be=[])
+    assert replayed(record, planned).differences

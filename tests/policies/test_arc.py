@@ -11,7 +11,8 @@ from gateway.lookup import RRType
 from gateway.session import AddressSource, Envelope, Session, Transaction
 from gateway.smtp.address import AddressError
 from gateway.verdict import Action, AuthResult, Result, Stage, Verdict
-from policies.arc import FAILED, FAILED_NOW, Arc, ArcSettings, OnFail
+from policies.arc import FAILED, FAILED_NOW, Arc, ArcSettings
+from policies.verify.handling import Handling
 from tests.fakes import FakeDns, FakeServices
 from tests.mailkit import SealOptions, arrive, compose, message_of, rsa_key, seal, zone_of
 
@@ -91,9 +92,9 @@ async def test_a_broken_chain_goes_on_unless_the_operator_says_otherwise() -> No
     verdict = await judge(octets)
     assert (verdict.action, verdict.reason, verdict.results) == (Action.CONTINUE, "arc_fail", (failed,))
     for on_fail, action, reply in (
-        (OnFail.QUARANTINE, Action.QUARANTINE, None),
-        (OnFail.DEFER, Action.DEFER, FAILED_NOW),
-        (OnFail.REJECT, Action.REJECT, FAILED),
+        (Handling.QUARANTINE, Action.QUARANTINE, None),
+        (Handling.DEFER, Action.DEFER, FAILED_NOW),
+        (Handling.REJECT, Action.REJECT, FAILED),
     ):
         verdict = await judge(octets, ArcSettings(on_fail=on_fail))
         assert (verdict.action, verdict.reply, verdict.results) == (action, reply, (failed,))
@@ -103,7 +104,7 @@ async def test_a_broken_chain_goes_on_unless_the_operator_says_otherwise() -> No
 async def test_trouble_with_dns_is_never_a_failure_of_the_chain() -> None:
     at = services()
     at.dns.zone.nodes[LIST.name] = {RRType.TXT: "timeout"}
-    verdict = await judge(seal(compose(), LIST, YES), ArcSettings(on_fail=OnFail.REJECT), at=at)
+    verdict = await judge(seal(compose(), LIST, YES), ArcSettings(on_fail=Handling.REJECT), at=at)
 
     assert (verdict.action, verdict.reason) == (Action.CONTINUE, "arc_temperror")
     assert verdict.results[0].result is Result.TEMPERROR

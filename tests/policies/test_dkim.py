@@ -12,7 +12,8 @@ from gateway.policy import OnError
 from gateway.session import Envelope, Session, Transaction
 from gateway.testing import Zone
 from gateway.verdict import Action, AuthResult, Result, Verdict
-from policies.dkim import Dkim, DkimSettings, Handling, PartialBody
+from policies.dkim import Dkim, DkimSettings, PartialBody
+from policies.verify.handling import Handling
 from tests.dkimkit import bare_rsa, sign
 from tests.fakes import FakeDns, FakeServices
 from tests.mailkit import arrive, compose, message_of, rsa_key, zone_of

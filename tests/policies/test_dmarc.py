@@ -17,16 +17,9 @@ from gateway.session import AddressSource, Envelope, Session, Transaction, Trust
 from gateway.smtp.address import parse_reverse_path
 from gateway.testing.zone import Node, Zone
 from gateway.verdict import Action, AuthResult, Result, Stage, Verdict
-from policies.dmarc import (
-    BAD_FROM,
-    JUDGE_S,
-    BadFrom,
-    Dmarc,
-    DmarcSettings,
-    Handling,
-    TemporaryHandling,
-)
+from policies.dmarc import BAD_FROM, JUDGE_S, BadFrom, Dmarc, DmarcSettings
 from policies.verify.dmarc.judge import Discovery
+from policies.verify.handling import Handling, TemporaryHandling
 from policies.verify.org_domain import _public_suffixes
 from tests.fakes import FakeDns, FakeServices
 

@@ -9,12 +9,14 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from gateway.lookup import RRType
+from gateway.policy import OnError
 from gateway.session import AddressSource, Envelope, Session, Transaction, Trust
 from gateway.smtp.address import parse_reverse_path
 from gateway.testing import Zone
 from gateway.testing.zone import Node
 from gateway.verdict import Action, AddField, AuthResult, Result, Verdict, forbidden
-from policies.spf import OnFinding, OnTrouble, Spf, SpfSettings
+from policies.spf import Spf, SpfSettings
+from policies.verify.handling import EarlyHandling
 from tests.fakes import FakeDns, FakeServices
 
 ZONE: Mapping[str, str] = {
@@ -112,11 +114,11 @@ async def test_an_address_literal_is_none_and_nobody_is_asked() -> None:
 
 
 REFUSALS = SpfSettings(
-    on_fail=OnFinding.REJECT,
-    on_softfail=OnFinding.DEFER,
-    on_permerror=OnFinding.REJECT,
-    on_temperror=OnTrouble.DEFER,
-    on_helo_fail=OnFinding.REJECT,
+    on_fail=EarlyHandling.REJECT,
+    on_softfail=EarlyHandling.DEFER,
+    on_permerror=EarlyHandling.REJECT,
+    on_temperror=OnError.DEFER,
+    on_helo_fail=EarlyHandling.REJECT,
 )
 
 
@@ -166,7 +168,7 @@ async def test_findings_are_refused_where_the_operator_says_so(mail_from: str, h
 
 
 async def test_an_explanation_is_left_out_when_it_is_not_wanted() -> None:
-    case = Case(SpfSettings(on_fail=OnFinding.REJECT, use_explanation=False))
+    case = Case(SpfSettings(on_fail=EarlyHandling.REJECT, use_explanation=False))
     assert "explained:" not in str((await case.mail("user@explained.example")).reply)
     assert "said.example" not in {asked.question.name for asked in case.zone.trail}
 
@@ -233,7 +235,7 @@ def test_trusted_and_authenticated_clients_are_exempt() -> None:
 def test_settings_take_the_words_that_fit() -> None:
     settings = TypeAdapter(SpfSettings)
     given = {"on_fail": "reject", "on_temperror": "defer", "on_helo_fail": "defer"}
-    assert settings.validate_python(given).on_fail is OnFinding.REJECT
+    assert settings.validate_python(given).on_fail is EarlyHandling.REJECT
     # there is no quarantine at MAIL, and temporary trouble is never refused for good
     for key, value in (("on_fail", "quarantine"), ("on_temperror", "reject"), ("max_void_lookups", -1)):
         with pytest.raises(ValidationError):

@@ -1,9 +1,11 @@
 """The fast back end: c-ares by aiodns.
 
 What c-ares does otherwise than we want is kept from it: search lists and hosts files (its plain query knows neither),
-the choice of a server (each has a channel of its own), a port and a cache that live on (a channel is soon replaced).
+the choice of a server (each has a channel of its own), a port and a cache that live on (a channel is soon replaced,
+and asked nothing twice).
 Names that are no host names, packets that it cannot read and answers that are slow go to the other back end. Of "no
-data" and "no such name" it tells no TTL, and it takes reply codes that it does not know for "no data".
+data" and "no such name" it tells no TTL: whether a server sends the SOA that allows to remember them (RFC 2308 5) is
+asked once for each channel by the other back end. It takes reply codes that it does not know for "no data".
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ _FLAGS = (
     | pycares.ARES_FLAG_NOCHECKRESP  # which server is asked next is not c-ares's choice
     | pycares.ARES_FLAG_NO_DFLT_SVR
 )
+_NEGATIVE_S = 60
+"""How long "no data" and "no such name" are remembered of a server that sends SOAs; c-ares keeps them to itself."""
+
 # Of a question's time, for c-ares; with servers that are quick it takes less by itself.
 _TRY_SHARE = 0.2
 
@@ -67,21 +72,28 @@ class CaresError(GatewayError):
 
 
 class _Channel:
-    """A channel to one server, and how far it is used up."""
+    """A channel to one server, and how far it is used up.
 
-    __slots__ = ("asked", "is_retired", "resolver", "waiting")
+    `known` are the questions of which c-ares may have the answer: it remembers them beyond their TTL, so they go to
+    the other back end. `sends_soa`: whether the server sends an SOA with "no data" and "no such name", None while
+    nobody knows. One domain that has none does not speak for all, so the next channel finds out again.
+    """
+
+    __slots__ = ("asked", "is_retired", "known", "resolver", "sends_soa", "waiting")
 
     def __init__(self, server: Nameserver, timeout_s: float) -> None:
         self.resolver = aiodns.DNSResolver(
-            [str(server)],
+            [_written(server)],
             asyncio.get_running_loop(),
             timeout=timeout_s * _TRY_SHARE,
             tries=1,
             flags=_FLAGS,
         )
         self.asked = 0
+        self.known: set[tuple[str, RRType]] = set()
         self.waiting = 0
         self.is_retired = False
+        self.sends_soa: bool | None = None
 
 
 class CaresBackEnd:
@@ -106,8 +118,23 @@ class CaresBackEnd:
         loop = asyncio.get_running_loop()
         last = loop.time() + timeout_s
         channel = self._channel(server)
-        channel.asked += 1
         channel.waiting += 1
+        try:
+            if (name, rrtype) not in channel.known:
+                channel.known.add((name, rrtype))
+                reply = await self._ask(channel, name, rrtype, last)
+                if reply is not None:
+                    return reply
+        finally:
+            channel.waiting -= 1
+            await self._clear(channel)
+        reply = await self._other.ask(server, name, rrtype, max(0.0, last - loop.time()))
+        if not reply.resources:
+            channel.sends_soa = reply.negative_ttl_s is not None
+        return reply
+
+    async def _ask(self, channel: _Channel, name: str, rrtype: RRType, last: float) -> Reply | None:
+        """What c-ares says until `last`, in the loop's time; None when the other back end is to be asked."""
         try:
             async with asyncio.timeout_at(last):
                 # absolute: with its final dot
@@ -116,16 +143,14 @@ class CaresBackEnd:
             raise NoReplyError("timeout") from exc
         except aiodns.error.DNSError as exc:
             code = exc.args[0]
-            if code == pycares.errno.ARES_ENODATA:
-                return Reply()
-            if code == pycares.errno.ARES_ENOTFOUND:
-                return Reply(is_no_such_name=True)
+            if code in (pycares.errno.ARES_ENODATA, pycares.errno.ARES_ENOTFOUND):
+                if channel.sends_soa is None:
+                    return None
+                ttl_s = _NEGATIVE_S if channel.sends_soa else None
+                return Reply(code == pycares.errno.ARES_ENOTFOUND, (), ttl_s)
             if code not in _FOR_THE_OTHER:
                 raise NoReplyError(_WHY.get(code, "failed")) from exc
-        finally:
-            channel.waiting -= 1
-            await self._clear(channel)
-        return await self._other.ask(server, name, rrtype, max(0.0, last - loop.time()))
+        return None
 
     async def close(self) -> None:
         """Close all channels."""
@@ -134,11 +159,13 @@ class CaresBackEnd:
         await self._other.close()
 
     def _channel(self, server: int) -> _Channel:
+        """The channel of one more question; with its last one it retires, so that this one's end closes it."""
         channel = self._channels[server]
+        channel.asked += 1
         if channel.asked >= _MAX_QUESTIONS:
+            self._channels[server] = _Channel(self._servers[server], self._timeout_s)
             channel.is_retired = True
             self._retired.add(channel)
-            channel = self._channels[server] = _Channel(self._servers[server], self._timeout_s)
         return channel
 
     async def _clear(self, channel: _Channel) -> None:
@@ -146,6 +173,12 @@ class CaresBackEnd:
         if channel.is_retired and not channel.waiting:
             self._retired.discard(channel)
             await channel.resolver.close()
+
+
+def _written(server: Nameserver) -> str:
+    """As c-ares reads it: the zone of an IPv6 address (RFC 4007 11) stands behind the port."""
+    host, percent, zone = server.host.partition("%")
+    return f"{Nameserver(host, server.port)}{percent}{zone}"
 
 
 def _reply(result: pycares.DNSResult) -> Reply:

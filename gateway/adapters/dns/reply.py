@@ -17,9 +17,6 @@ POSITIVE_S = 3600
 NEGATIVE_S = 300
 """The same for "no such name" and "no data" (RFC 2308 5 allows hours)."""
 
-UNKNOWN_NEGATIVE_S = 60
-"""The same where nobody told the SOA's minimum: c-ares gives the sections of positive replies only."""
-
 FAILURES = ("timeout", "servfail", "refused", "formerr", "notimp", "network", "too_large", "closed", "failed")
 """Why there is no answer: `Answer.why` of temporary failures that are not a budget's."""
 
@@ -99,8 +96,8 @@ def read(reply: Reply, name: str, rrtype: RRType, seen: set[str]) -> Reading:
         seen.add(at)
     if at in found:
         return Reading(Answer(Found.RECORDS, tuple(found[at])), min(left_s, ttls[at]))
-    negative_s = UNKNOWN_NEGATIVE_S if reply.negative_ttl_s is None else reply.negative_ttl_s
-    left_s = min(left_s, negative_s, NEGATIVE_S)
+    # RFC 2308 5: without an SOA it is not remembered
+    left_s = min(left_s, reply.negative_ttl_s or 0, NEGATIVE_S)
     # RFC 6604 3: the code is about the last name of the chain
     if reply.is_no_such_name:
         return Reading(NO_SUCH_NAME, left_s)

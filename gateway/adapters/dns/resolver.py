@@ -18,6 +18,7 @@ from gateway.adapters.dns.reply import FAILURES
 from gateway.lookup import NO_SUCH_NAME, OUT_OF_TIME, Answer, Asked, Found, Lookup, Question, RRType
 from gateway.services import Instruments
 from gateway.session import Transaction
+from gateway.stepping import step
 
 T = TypeVar("T")
 
@@ -149,10 +150,12 @@ class CachingResolver:
     def prefetch_for(
         self, policy: str, lookup: Lookup[object], tx: Transaction, *, own_budget: bool = False
     ) -> None:
-        """Drive a Lookup in the background."""
-        if not self._is_closed:
-            prefetch = self._prefetch(policy, lookup, tx, own_budget=own_budget)
-            task = asyncio.get_running_loop().create_task(prefetch)
+        """Drive a Lookup as far as the cache goes, and then in the background."""
+        if self._is_closed:
+            return
+        prefetch = self._prefetch(policy, lookup, tx, own_budget=own_budget)
+        task = step(prefetch, asyncio.get_running_loop())
+        if task is not None:
             self._ahead.add(task)
             task.add_done_callback(self._ahead.discard)
 
@@ -245,9 +248,10 @@ class CachingResolver:
         now = self._now()
         self._metrics.questions[RRType(rrtype), answer.why or str(answer.found)].inc()
         self._metrics.duration.observe(now - begun)
-        # RFC 2308 7: temporary failures are nobody's answer, and are not remembered beyond the transaction
-        if ttl_s > 0 and not answer.is_temporary:
-            self._cache.put(key, answer, now + ttl_s)
+        # RFC 2308 7: temporary failures are nobody's answer, and are not remembered beyond the transaction.
+        # A name server counts whole seconds: of the last one nobody knows how much is left.
+        if ttl_s > 1 and not answer.is_temporary:
+            self._cache.put(key, answer, now + ttl_s - 1)
         return answer
 
 

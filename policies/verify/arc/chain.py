@@ -17,7 +17,6 @@ from typing import NamedTuple
 from gateway.api import Answer, BodyDigests, Canonicalization, Header, Lookup, Question, Result
 from policies.verify.arc.sets import ArcSet, ChainError, read_sets
 from policies.verify.canonical import canonical_header
-from policies.verify.dkim.signature import CLOCK_SKEW_S
 from policies.verify.signed import (
     PASS,
     Coverage,
@@ -27,6 +26,7 @@ from policies.verify.signed import (
     Step,
     canonical_unsigned,
     header_digest,
+    judge_time,
     parse_coverage,
     parse_signer,
     prove,
@@ -192,10 +192,9 @@ class _Judge:
         if isinstance(link.message, SignatureError):
             return Finding(link.message.result, Step.SIGNATURE, link.message.reason)
         coverage = link.message.coverage
-        if coverage.expiration is not None and coverage.expiration + CLOCK_SKEW_S < self.now:
-            return Finding(Result.POLICY, Step.TIME, "the signature has expired")
-        if coverage.timestamp is not None and coverage.timestamp > self.now + CLOCK_SKEW_S:
-            return Finding(Result.POLICY, Step.TIME, "the signature is of the future")
+        time = judge_time(coverage, self.now)
+        if time is not PASS:
+            return time
         body = self.digests.get(coverage.body_mode)
         # what stands behind l= the signer has not seen
         if coverage.body_length is not None and coverage.body_length != body.size_bytes:

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from gateway.api import AddressError, Domain, Header, ReadResult, parse_results
 from policies.verify.arc.chain import Judged, SignedMessage
-from policies.verify.dkim.verify import SINGLETONS
 from policies.verify.domain_list import DomainList
+from policies.verify.signed import added_field
 
 # Of what is not read to its end, the end may deny what its beginning claims.
 _MAX_BYTES = 16_384
@@ -78,8 +78,7 @@ def _is_as_sealed(newest: Judged, header: Header) -> bool:
     message = newest.link.message
     if not isinstance(message, SignedMessage) or b"from" not in message.coverage.names:
         return False
-    names = message.coverage.names
-    return not any(name in names and header.has_more(name, names.count(name)) for name in SINGLETONS)
+    return not added_field(header, message.coverage.names)
 
 
 def _is_listed(judged: Judged, sealers: DomainList) -> bool:

@@ -99,7 +99,7 @@ def _lines(number: int, judged: Judged) -> Iterator[str]:
     yield f"  {_header_line(judged)}"
     if judged.is_testing:
         yield "  the domain only tests DKIM (t=y)"
-    for changed in _changed_fields(judged):
+    for changed in _changed_fields(judged)[:_SHOWN_NAMES]:
         yield f"  changed since it was signed, by its copy in z=: {changed}"
 
 

@@ -10,19 +10,19 @@ from typing import NamedTuple
 
 from gateway.api import AddressError, Domain, Field, Header, Result
 from policies.verify.signed import (
+    PASS,
     Coverage,
     Finding,
     SignatureError,
     Signer,
     Step,
+    judge_time,
     parse_coverage,
     parse_signer,
 )
 from policies.verify.tags import TagError, Tags, colon_list, parse_tags, without_space
 
 NAME = b"dkim-signature"
-# How far the clocks of signer and verifier may be apart; RFC 6376 3.5 leaves it to us
-CLOCK_SKEW_S = 300
 # RFC 6376 2.11, dkim-quoted-printable; RFC 8616 5 adds what is beyond ASCII
 _QUOTED_PRINTABLE = rb"(?:[!-:<>?A-~\x80-\xff \t\r\n%s]|=[0-9A-F]{2})*"
 # RFC 5321 4.1.2: an "@" is in quoted local parts only
@@ -71,8 +71,8 @@ def _parse(field: Field, now: float, *, utf8: bool) -> Signature | Refused:
         return Refused(field, Finding(Result.PERMERROR, Step.SIGNATURE, str(exc)), tags)
     except SignatureError as exc:
         return Refused(field, Finding(exc.result, Step.SIGNATURE, exc.reason), tags)
-    finding = _judge_time(coverage, now)
-    if finding is not None:
+    finding = judge_time(coverage, now)
+    if finding is not PASS:
         return Refused(field, finding, tags)
     return Signature(field, signer, coverage, identity, is_own_domain, tags.get("z", b""))
 
@@ -109,12 +109,3 @@ def _identity(tags: Tags, domain: Domain) -> tuple[str, bool]:
     if not is_own_domain and not identity_domain.is_subdomain_of(domain):
         raise SignatureError("the domain of i= is not d= nor below it")
     return without_space(value).decode("utf-8"), is_own_domain
-
-
-def _judge_time(coverage: Coverage, now: float) -> Finding | None:
-    # RFC 6376 3.5: signatures of the past and of the future MAY be ignored
-    if coverage.expiration is not None and now > coverage.expiration + CLOCK_SKEW_S:
-        return Finding(Result.POLICY, Step.TIME, "signature has expired")
-    if coverage.timestamp is not None and coverage.timestamp > now + CLOCK_SKEW_S:
-        return Finding(Result.POLICY, Step.TIME, "signature is of the future")
-    return None

@@ -17,27 +17,12 @@ from policies.verify.signed import (
     PASS,
     Finding,
     Step,
+    added_field,
     header_digest,
     judge_body,
     prove,
     signed_fields,
     want_body,
-)
-
-# Fields that stand once in a message (RFC 5322 3.6, RFC 2045 3): one that was added is what many readers show
-SINGLETONS = frozenset(
-    {
-        b"from",
-        b"to",
-        b"cc",
-        b"subject",
-        b"date",
-        b"reply-to",
-        b"message-id",
-        b"content-type",
-        b"mime-version",
-        b"content-transfer-encoding",
-    }
 )
 
 
@@ -124,11 +109,7 @@ def _judge_coverage(header: Header, digests: BodyDigests, signature: Signature, 
     if length is not None and digests.get(coverage.body_mode, length).size_bytes > length:
         word = Result.PASS if limits.allows_partial_body else Result.POLICY
         found = Finding(word, Step.COVERAGE, "the body is longer than l=")
-    signed = SINGLETONS.intersection(coverage.names)
-    present = [field.name for field in header.fields if field.name in signed]
-    if len(set(present)) < len(present):
-        for name in sorted(signed):
-            if present.count(name) > coverage.names.count(name):
-                why = f"there are more {name.decode('ascii')} fields than are signed"
-                return Finding(Result.POLICY, Step.COVERAGE, why)
+    if added := added_field(header, coverage.names):
+        why = f"there are more {added.decode('ascii')} fields than are signed"
+        return Finding(Result.POLICY, Step.COVERAGE, why)
     return found

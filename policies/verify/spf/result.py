@@ -9,7 +9,7 @@ from typing import NamedTuple
 from gateway.api import Result
 from policies.verify.spf.record import Directive
 
-# A record of 64 kB has thousands of networks, and nobody reads them
+# A record may have hundreds of networks, and nobody reads them
 _SHOWN_TERMS = 50
 
 

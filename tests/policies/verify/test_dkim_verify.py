@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ from gateway.testing import Zone
 from gateway.verdict import Result
 from policies.verify.dkim.report import DkimEvidence, auth_result
 from policies.verify.dkim.signature import Refused, parse_signatures
-from policies.verify.dkim.verify import SINGLETONS, Judged, Limits, judge, want_bodies
-from policies.verify.signed import Step
+from policies.verify.dkim.verify import Judged, Limits, judge, want_bodies
+from policies.verify.signed import SINGLETONS, Step
 from tests.dkimkit import NOW, bare_rsa, judge_all, sign
 from tests.mailkit import SigningKey, arrive, compose, dkim_sign, ed25519_key, message_of, rsa_key, zone_of
 
@@ -196,6 +197,7 @@ def test_signature_of_another_time_is_not_accepted(changes: Mapping[str, str | N
         ("junk", NO_KEY),
         (OTHER.record, HEADER_CHANGED),
     ],
+    ids=count(),  # keys are made anew in each process
 )
 def test_key_record_says_whether_it_may_verify(record: str, expected: tuple[Result, Step]) -> None:
     assert word(sign(MAIL, RSA), published(record)) == expected
@@ -238,9 +240,18 @@ def test_of_several_records_those_that_are_keys_are_tried() -> None:
     assert word(sign(MAIL, RSA), zone) == HEADER_CHANGED
 
 
-def test_many_records_are_not_all_tried() -> None:
-    zone = Zone({RSA.name: {RRType.TXT: [OTHER.record.encode()] * 100 + [RSA.record.encode()]}})
-    assert word(sign(MAIL, RSA), zone) == HEADER_CHANGED
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        (["junk"] * 5 + [OTHER.record] * 2, PASS),
+        (["junk"] * 8, NO_KEY),
+        ([OTHER.record] * 3, HEADER_CHANGED),
+    ],
+    ids=count(),
+)
+def test_many_records_are_not_all_tried(others: list[str], expected: tuple[Result, Step]) -> None:
+    zone = Zone({RSA.name: {RRType.TXT: [each.encode() for each in (*others, RSA.record)]}})
+    assert word(sign(MAIL, RSA), zone) == expected
 
 
 def test_changed_body_fails_whatever_the_key_says() -> None:

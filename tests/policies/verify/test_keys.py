@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from hashlib import sha256
+from itertools import count
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -49,6 +50,7 @@ def fault_of(record: bytes) -> KeyFault:
         f"k=rsa; s=*; h=sha256;p={P}",
         f"p={bare_rsa(RSA_MODULUS, 65537)}",
     ],
+    ids=count(),  # keys are made anew in each process
 )
 def test_rsa_key_is_read_and_verifies(record: str) -> None:
     key = key_of(record)
@@ -102,16 +104,22 @@ MODULUS = (1 << 2047) | 12345
         (b"v=DKIM1; p=" + bare_rsa(MODULUS, 65536).encode(), KeyFault.SYNTAX),
         (b"v=DKIM1; p=" + bare_rsa(MODULUS, -3).encode(), KeyFault.SYNTAX),
         (b"v=DKIM1; p=" + bare_rsa(0, 3).encode(), KeyFault.SYNTAX),
+        (b"v=DKIM1; p=" + bare_rsa(MODULUS, (1 << 33) | 1).encode(), KeyFault.UNFIT),
         (b"v=DKIM1; p=" + bare_rsa(MODULUS, (1 << 64) | 1).encode(), KeyFault.UNFIT),
         (b"v=DKIM1; p=" + bare_rsa((1 << 8192) | 1, 3).encode(), KeyFault.UNFIT),
         (b"v=DKIM1; p=" + bare_rsa((1 << 16383) | 1, (1 << 16380) | 1).encode(), KeyFault.UNFIT),
     ],
+    ids=count(),
 )
 def test_record_that_is_no_key_for_mail(record: bytes, fault: KeyFault) -> None:
     assert fault_of(record) is fault
 
 
-@pytest.mark.parametrize(("modulus", "exponent"), [((1 << 8191) | 1, 3), ((1 << 511) | 1, 3), (MODULUS, 17)])
+@pytest.mark.parametrize(
+    ("modulus", "exponent"),
+    [((1 << 8191) | 1, 3), ((1 << 511) | 1, 3), (MODULUS, 17), (MODULUS, (1 << 32) | 1)],
+    ids=count(),
+)
 def test_length_of_an_rsa_key_is_told(modulus: int, exponent: int) -> None:
     assert key_of(f"p={bare_rsa(modulus, exponent)}").bits == modulus.bit_length()
 

@@ -1,0 +1,144 @@
+"""The sockets that the supervisor listens on: for each address as many as there are workers, by SO_REUSEPORT.
+
+The kernel parts new connections among the sockets of an address. A socket outlives the worker that accepts from it:
+while nobody does, connections wait in its queue, and the next worker serves them. So a socket is closed only when its
+address is no longer wanted. When workers become fewer, those that are left accept from the sockets of the others too.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from typing import NamedTuple
+
+from gateway.config import HostPort, Server
+from gateway.errors import GatewayError
+from gateway.smtp import reply
+
+EXIT_FAILURE = 1
+EXIT_CONFIG = 78  # sysexits.h EX_CONFIG
+
+# SECURITY.md section 1, 9.
+_BACKLOG = 511
+
+
+class StartError(GatewayError):
+    """It cannot start; the text is for the operator."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Place(NamedTuple):
+    """An address of the configuration; `is_tls`: connections begin with a handshake."""
+
+    address: HostPort
+    is_tls: bool
+
+
+class Listening:
+    """The sockets of one configuration, those of the one before among them."""
+
+    def __init__(self, sockets: Mapping[Place, tuple[socket.socket, ...]], workers: int) -> None:
+        self._sockets = sockets
+        self._workers = workers
+
+    def of_worker(self, number: int, *, is_tls: bool) -> tuple[socket.socket, ...]:
+        """What the worker with this number, from 1, accepts from."""
+        return tuple(
+            sock
+            for place, sockets in self._sockets.items()
+            if place.is_tls == is_tls
+            for sock in (sockets[number - 1], *sockets[self._workers :])
+        )
+
+    def addresses(self, *, is_tls: bool) -> list[str]:
+        """Where it listens, with the ports that the kernel chose."""
+        return [
+            str(name_of(sockets[0])) for place, sockets in self._sockets.items() if place.is_tls == is_tls
+        ]
+
+    def without(self, other: Listening | None) -> Iterator[tuple[socket.socket, bool]]:
+        """Each socket that the other has not, and whether its connections begin with a handshake."""
+        known = {} if other is None else other._sockets  # noqa: SLF001  # of the same class
+        for place, sockets in self._sockets.items():
+            theirs = known.get(place, ())
+            yield from ((sock, place.is_tls) for sock in sockets if sock not in theirs)
+
+
+def listen(server: Server, workers: int, before: Listening | None = None) -> Listening:
+    """Bind what `before` lacks. Raises StartError; then nothing has changed."""
+    places = [Place(address, False) for address in server.listen]
+    places += [Place(address, True) for address in server.listen_tls]
+    known = {} if before is None else before._sockets  # noqa: SLF001  # as above
+    # The probe for others that listen there would find ourselves.
+    ports_of_ours = {name_of(sockets[0]).port for sockets in known.values()}
+    with ExitStack() as bound:
+        sockets: dict[Place, tuple[socket.socket, ...]] = {}
+        for place in places:
+            group = list(known.get(place, ()))
+            if not group and place.address.port not in ports_of_ours:
+                _probe(place.address)
+            while len(group) < workers:
+                # port 0: the kernel chooses one for the first socket, and it is that of the others
+                address = name_of(group[0]) if group else place.address
+                group.append(bound.enter_context(bind(address, is_shared=True)))
+            sockets[place] = tuple(group)
+        bound.pop_all()
+    return Listening(sockets, workers)
+
+
+def bind(address: HostPort, *, is_shared: bool = False) -> socket.socket:
+    """A socket that listens, with others of ours at the same address if `is_shared`. Raises StartError."""
+    sock = _bound(address, is_shared=is_shared)
+    sock.listen(_BACKLOG)
+    sock.setblocking(False)
+    return sock
+
+
+def name_of(sock: socket.socket) -> HostPort:
+    """Where it is bound."""
+    return HostPort(*sock.getsockname()[:2])
+
+
+def close_politely(sock: socket.socket, *, is_tls: bool) -> None:
+    """Close a socket from which nobody accepts any more, and tell the clients in its queue to come again.
+
+    The kernel would reset them. Those that have not ended their handshake of TCP cannot be spared that.
+    """
+    with suppress(OSError):  # the queue is empty, or descriptors are short
+        while True:
+            connection, _ = sock.accept()
+            with connection, suppress(OSError):
+                connection.setblocking(False)
+                if not is_tls:
+                    connection.send(reply.SHUTTING_DOWN.wire)
+    sock.close()
+
+
+def _probe(address: HostPort) -> None:
+    """Fail when somebody listens there: sharing would part the mail with another gateway, without a word."""
+    _bound(address, is_shared=False).close()
+
+
+def _bound(address: HostPort, *, is_shared: bool) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with ExitStack() as made:
+        try:
+            sock = made.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if is_shared:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind((address.host, address.port))
+        except OSError as exc:
+            # The configuration may be right and the port be taken, or the right to use it be missing.
+            is_wrong = exc.errno not in {errno.EADDRINUSE, errno.EACCES}
+            code = EXIT_CONFIG if is_wrong else EXIT_FAILURE
+            raise StartError(f"cannot listen on {address}: {exc.strerror}", code) from exc
+        made.pop_all()
+    return sock
