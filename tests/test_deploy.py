@@ -14,7 +14,7 @@ import pytest
 import gateway
 from gateway.config import load
 from gateway.config.model import Server
-from gateway.supervisor import EXIT_CONFIG
+from gateway.app import EXIT_CONFIG
 from tests.chart.chartkit import helm
 from tests.e2e.machine import require
 from tests.test_docs import blocks
