@@ -1,5 +1,6 @@
 """Everything that a policy may import. Nothing else of `gateway` but `gateway.testing` is public."""
 
+from gateway.list_file import ListError, ListFile
 from gateway.lookup import BUDGET, Answer, Asked, Found, Lookup, Mx, Question, RRType, ask
 from gateway.mail.author import AuthorError, AuthorFault, author_domain
 from gateway.mail.authres import ReadResult, ReadResults
@@ -50,6 +51,8 @@ __all__ = [
     "Found",
     "Header",
     "HeaderEdit",
+    "ListError",
+    "ListFile",
     "Log",
     "Lookup",
     "Mailbox",

@@ -53,6 +53,7 @@ from gateway.decision import DecisionRing, DecisionsAnswer, FilterError
 from gateway.errors import GatewayError
 from gateway.gatekeeper import Gatekeeper, GatekeeperSettings
 from gateway.mail.body import Spool, SpoolError
+from gateway.own_names import under_name
 from gateway.pipeline import Pipeline, least_times
 from gateway.plan import PlanError, Step
 from gateway.services import Instruments, Log, Resolver, Services
@@ -331,13 +332,14 @@ class ResolverForPolicies(typing.Protocol):
 def steps_of(
     planned: Sequence[plugins.PlannedPolicy], services: Services, dns: ResolverForPolicies
 ) -> list[Step]:
-    """The policies, made, each with its own resolver. Raises StartError."""
+    """The policies, made, each with its own resolver, log and metrics. Raises StartError."""
     steps = []
     times = least_times(planned)
     for each in planned:
         limit_s = _DNS_SHARE * min(each.timeout_s, times[each.name])
         try:
-            steps.append(each.step(replace(services, dns=dns.for_policy(each.name, limit_s))))
+            own = under_name(services, each.name)
+            steps.append(each.step(replace(own, dns=dns.for_policy(each.name, limit_s))))
         except Exception as exc:
             raise StartError(f"policy {each.name}: {exc}") from exc
     return steps
