@@ -1,5 +1,6 @@
 """Everything that a policy may import. Nothing else of `gateway` but `gateway.testing` is public."""
 
+from gateway.list_file import ListError, ListFile
 from gateway.lookup import BUDGET, Answer, Asked, Found, Lookup, Mx, Question, RRType, ask
 from gateway.mail.author import AuthorError, AuthorFault, author_domain
 from gateway.mail.authres import ReadResult, ReadResults
@@ -53,6 +54,8 @@ __all__ = [
     "Header",
     "HeaderEdit",
     "Keyspace",
+    "ListError",
+    "ListFile",
     "Log",
     "Lookup",
     "Mailbox",

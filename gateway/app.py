@@ -55,6 +55,7 @@ from gateway.errors import GatewayError
 from gateway.gatekeeper import Gatekeeper, GatekeeperSettings
 from gateway.mail.body import Spool, SpoolError
 from gateway.open_store import WorkerStore
+from gateway.own_names import under_name
 from gateway.pipeline import Pipeline, least_times
 from gateway.plan import PlanError, Step
 from gateway.services import Instruments, Log, Resolver, Services
@@ -363,14 +364,16 @@ def steps_of(
     dns: ResolverForPolicies,
     store: WorkerStore,
 ) -> list[Step]:
-    """The policies, made, each with its own resolver and its own part of the store. Raises StartError."""
+    """The policies, made, each with its own resolver, log, metrics and part of the store. Raises StartError."""
     steps = []
     times = least_times(planned)
     for each in planned:
         limit_s = _DNS_SHARE * min(each.timeout_s, times[each.name])
         try:
             own = replace(
-                services, dns=dns.for_policy(each.name, limit_s), store=store.for_policy(each.policy)
+                under_name(services, each.name),
+                dns=dns.for_policy(each.name, limit_s),
+                store=store.for_policy(each.policy),
             )
             steps.append(each.step(own))
         except Exception as exc:

@@ -365,6 +365,61 @@ def plan(given: Given, as_json: bool) -> int:  # noqa: FBT001 - click passes by 
     return 0
 
 
+@cli.group()
+def plugin() -> None:
+    """Write, find and try policies of one's own; docs/write-a-policy.md."""
+
+
+@plugin.command("new")
+@click.argument("name")
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(),
+    help="Where.  [default: here]",
+)
+def plugin_new(name: str, directory: Path) -> int:
+    """Make the package mxgate-NAME with a policy, settings, tests and documentation."""
+    from gateway.authoring.new import new_package  # noqa: PLC0415 - serve must not pay for it
+
+    for path in new_package(name, directory):
+        click.echo(path)
+    return 0
+
+
+@plugin.command("list")
+@_json_option
+@_configured
+def plugin_list(given: Given, as_json: bool) -> int:  # noqa: FBT001 - click passes by name
+    """Say which policies are installed, from where, which of them run, at which hooks, and in which order."""
+    from gateway.authoring.listing import listed, listing_lines  # noqa: PLC0415 - serve must not pay for it
+
+    found = listed(make_plan(given.load_or_default()))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        _echo_lines(listing_lines(found))
+    return 1 if any(each["error"] for each in found) else 0
+
+
+@plugin.command("test")
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--settings", type=_FILE, help="A TOML file with the settings to try it with.")
+@_json_option
+def plugin_test(path: Path, settings: Path | None, as_json: bool) -> int:  # noqa: FBT001 - click passes by name
+    """Run the contract suite on the policies of PATH: a file, a source tree or a wheel."""
+    from gateway.authoring.trial import read_settings, try_policies  # noqa: PLC0415 - serve must not pay for it
+
+    tried = [*try_policies(path, {} if settings is None else read_settings(settings))]
+    if as_json:
+        shown = [{"policy": each.policy, "test": each.test, "failure": each.failure} for each in tried]
+        click.echo(json.dumps(shown, indent=2))
+    else:
+        _echo_lines(each.line for each in tried)
+    return 1 if any(each.failure for each in tried) else 0
+
+
 @cli.command()
 @_json_option
 def version(as_json: bool) -> int:  # noqa: FBT001 - click passes by name
@@ -486,6 +541,47 @@ def explain(given: Given, /, *, as_json: bool, **asked: Any) -> int:
     else:
         _echo_lines(shown.lines)
     return 0 if shown.is_good else 1
+
+
+@cli.command()
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--config", "configs", type=_FILE, multiple=True, help="One, or two to compare.")
+@click.option("--ip", metavar="ADDRESS", default="", help="The client's, where a message does not say.")
+@click.option("--helo", metavar="NAME", default="", help="What it said in EHLO.")
+@click.option("--mail-from", metavar="ADDRESS", help="The reverse-path; '' for the null one.")
+@click.option("--rcpt", "rcpts", metavar="ADDRESS", multiple=True, help="A recipient. Repeatable.")
+@click.option("--zone", type=_FILE, help="A zone file (RFC 1035 5) that is all of DNS.")
+@_json_option
+@click.pass_obj
+def replay(group: Given, /, *, path: Path, configs: tuple[Path, ...], as_json: bool, **given: Any) -> int:
+    """Say what a configuration makes of stored mail, or where two of them differ.
+
+    PATH is a directory (a Maildir, or any other), an mbox or one file; files that end in .json are decisions as `mxgate
+    decisions --tx ID --json` prints them. Nothing is delivered and nothing remembered. Exit code 1: something differs.
+    """
+    # serve must not pay for them
+    from gateway.explain.compare import Outcome, replay_all  # noqa: PLC0415
+    from gateway.explain.stored import Assumed  # noqa: PLC0415
+
+    if len(configs) > 2:
+        raise click.UsageError("two configurations can be compared, and no more")
+    loaded = [Given(str(each), group.overrides).load() for each in configs] or [group.load_or_default()]
+    zone = given.pop("zone")
+    told: list[Outcome] = []
+
+    def tell(outcome: Outcome) -> None:
+        told.append(outcome)
+        if not as_json:
+            for line in outcome.lines():
+                _echo_lines([line])
+
+    different = replay_all(path, loaded, Assumed(**given), zone, tell)
+    skipped = sum(bool(each.trouble) for each in told)
+    if as_json:
+        click.echo(json.dumps([each.as_json() for each in told], indent=2))
+    else:
+        click.echo(f"{len(told)} replayed: {different} different, {skipped} skipped", err=True)
+    return 1 if different else 0
 
 
 @cli.command()

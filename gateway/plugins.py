@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
 
-from gateway.config import Config, ConfigError, KeyPath, Network, PolicySection, Problem
+from gateway.config import Config, ConfigError, KeyPath, Network, PolicySection, Problem, dotted
 from gateway.config.errors import did_you_mean
 from gateway.config.explain import explain
 from gateway.config.model import RELAY_GUARD
@@ -205,11 +205,26 @@ def _load(source: PolicySource) -> type[Policy[Any]]:
 
 
 def _load_file(name: str, file: Path, sources: Mapping[str, PolicySource]) -> type[Policy[Any]]:
-    """The one policy of this name in a file. Nothing is written beside the file, and its modules are loaded anew."""
+    """The one policy of this name in a file."""
     if name in sources:
         raise PluginError(
             name, f"{file} and {sources[name]} both offer a policy of this name; give yours another one"
         )
+    classes = policies_in(file, name)
+    named = [each for each in classes if getattr(each, "name", None) == name]
+    if len(named) != 1:
+        found = ", ".join(sorted(each.__name__ for each in named or classes)) or "none at all"
+        raise PluginError(
+            name, f"{file} must hold one subclass of Policy with name = {name!r}; it holds {found}"
+        )
+    return _checked(name, named[0], f"{named[0].__name__} of {file}")
+
+
+def policies_in(file: Path, name: str) -> list[type[Policy[Any]]]:
+    """The subclasses of Policy that a file defines. Raises PluginError, about `name`, for one that cannot be loaded.
+
+    Nothing is written beside the file, and its modules are loaded anew each time.
+    """
     # dataclasses and annotations look their module up by its name
     module = ModuleType(f"mxgate_policy_file_{name}")
     module.__file__ = str(file)
@@ -224,13 +239,21 @@ def _load_file(name: str, file: Path, sources: Mapping[str, PolicySource]) -> ty
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Policy) and value.__module__ == module.__name__
     ]
-    named = [each for each in dict.fromkeys(classes) if getattr(each, "name", None) == name]
-    if len(named) != 1:
-        found = ", ".join(sorted(each.__name__ for each in named or classes)) or "none at all"
-        raise PluginError(
-            name, f"{file} must hold one subclass of Policy with name = {name!r}; it holds {found}"
-        )
-    return _checked(name, named[0], f"{named[0].__name__} of {file}")
+    return [*dict.fromkeys(classes)]
+
+
+def load_from(source: PolicySource) -> type[Policy[Any]]:
+    """Import the class of one policy. Raises PluginError."""
+    return _load(source)
+
+
+def settings_of(policy: type[Policy[Any]], given: Mapping[str, object]) -> object:
+    """An object of the policy's Settings. Raises PluginError with everything that is wrong, one line for each."""
+    settings, messages = _validated(policy, given)
+    if messages:
+        wrong = "\n".join(f"{dotted(path)}: {message}" for path, message in messages.items())
+        raise PluginError(policy.name, f"settings of {policy.name}: {wrong}")
+    return settings
 
 
 def _checked(name: str, policy: object, what: str) -> type[Policy[Any]]:
@@ -323,13 +346,20 @@ def _merged(base: Mapping[str, object], more: Mapping[str, object]) -> dict[str,
 
 
 def _settings(config: Config, at: KeyPath, policy: type[Policy[Any]], given: Mapping[str, object]) -> object:
+    settings, messages = _validated(policy, given)
+    if messages:
+        raise ConfigError(config.problem((*at, *path), message) for path, message in messages.items())
+    return settings
+
+
+def _validated(policy: type[Policy[Any]], given: Mapping[str, object]) -> tuple[object, dict[KeyPath, str]]:
+    """An object of the policy's Settings, or what is wrong by key. Raises PluginError for Settings that none can be."""
     try:
         adapter: TypeAdapter[object] = TypeAdapter(policy.Settings)
     except (PydanticUserError, PydanticUndefinedAnnotation) as exc:
         reason = str(exc).partition("\n")[0]
         raise PluginError(policy.name, f"a type in its Settings cannot be validated: {reason}") from exc
     try:
-        return adapter.validate_python(dict(given), extra="forbid")
+        return adapter.validate_python(dict(given), extra="forbid"), {}
     except ValidationError as exc:
-        messages = explain(exc, policy.Settings, dict(given))
-    raise ConfigError(config.problem((*at, *path), message) for path, message in messages.items())
+        return None, explain(exc, policy.Settings, dict(given))

@@ -4,9 +4,9 @@ A policy is a class with hooks named after the stages of an SMTP session. Each h
 engine merges the verdicts of all policies, the strictest wins. Override only the hooks that are needed: only
 those are planned.
 
-    class NoMailOnSunday(Policy[Settings]):
+    class NoMailOnSunday(Policy[SundaySettings]):
         name = "no_mail_on_sunday"
-        Settings = Settings
+        Settings = SundaySettings
 
         async def on_mail(self, tx):
             return defer("sunday", Reply(451, "4.7.1", "Come back on Monday")) if ... else proceed()

@@ -7,21 +7,19 @@ With a `recipients_file`, only the recipients listed there exist (postmaster alw
 The final domain is what RFC 5321 parsing gives. Sender-specified routing in the local part (`a%b@ours`, `b!a@ours`,
 `"a@b"@ours`, RFC 5321 F.2) is refused from strangers: a downstream that still obeys it would relay on our word.
 
-The files have one entry a line, `#` begins a comment; they are read again when they change. A file that has become
-unreadable or wrong keeps what was read last, and that is logged.
+The files have one entry a line, `#` begins a comment; they are read again when they change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from gateway.api import (
-    AddressError,
     AddressSource,
     Domain,
+    ListFile,
     Mailbox,
     OnError,
     Policy,
@@ -37,15 +35,12 @@ from gateway.api import (
     reject,
 )
 
-T = TypeVar("T")
-
 RELAYING_DENIED = Reply(550, "5.7.1", "Relaying denied")
 ROUTING_DENIED = Reply(550, "5.7.1", "Sender-specified routing is not accepted")
 CLIENT_HIDDEN = Reply(451, "4.7.1", "Relaying is not possible now, the gateway cannot tell its clients apart")
 NO_SUCH_RECIPIENT = Reply(550, "5.1.1", "No such recipient here")
 
 _ROUTING_CHARACTERS = frozenset("%!@")
-_CHECK_FILES_S = 5.0
 _UNTRUSTED = Trust.UNTRUSTED  # asked for each recipient: of the class it costs ten times as much
 
 
@@ -62,10 +57,6 @@ class RelayGuardSettings:
     )
 
 
-class ListError(ValueError):
-    """A file of domains or recipients has a line that is neither; the text names file and line."""
-
-
 class RelayGuard(Policy[RelayGuardSettings]):
     """Refuses every recipient that is not ours to deliver to. Fails closed: its own trouble is a 4xx."""
 
@@ -77,8 +68,8 @@ class RelayGuard(Policy[RelayGuardSettings]):
         super().__init__(settings, services)
         exact, parents = _split(_domain_entry(entry) for entry in settings.domains)
         self._own_exact, self._own_parents = exact, parents
-        self._domains = _Watched(settings.domains_file, _domain_entry, services)
-        self._recipients = _Watched(settings.recipients_file, _recipient_entry, services)
+        self._domains = ListFile(settings.domains_file, _domain_entry, services)
+        self._recipients = ListFile(settings.recipients_file, _recipient_entry, services)
         self._exact, self._parents = exact, parents
 
     async def start(self) -> None:
@@ -128,49 +119,6 @@ class RelayGuard(Policy[RelayGuardSettings]):
     def _take_domains(self) -> None:
         exact, parents = _split(self._domains.entries)
         self._exact, self._parents = self._own_exact | exact, self._own_parents | parents
-
-
-class _Watched:
-    """The entries of a file, read again when it changed; looked at no more often than every 5 s."""
-
-    def __init__(self, path: Path | None, parse: Callable[[str], str], services: Services) -> None:
-        self.path = path
-        self.entries: frozenset[str] = frozenset()
-        self._parse = parse
-        self._services = services
-        self._stamp: tuple[int, int, int] = (0, 0, 0)
-        self._look_at = 0.0
-
-    def load(self) -> None:
-        """Read the file. Raises OSError and ListError."""
-        if self.path is None:
-            return
-        stat = self.path.stat()
-        entries = set()
-        for number, line in enumerate(self.path.read_text("utf-8").splitlines(), 1):
-            text = line.partition("#")[0].strip()
-            if text:
-                try:
-                    entries.add(self._parse(text))
-                except AddressError as exc:
-                    raise ListError(f"{self.path}:{number}: {exc}") from exc
-        self.entries = frozenset(entries)
-        self._stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
-
-    def refresh(self) -> bool:
-        """Read the file again if it changed; True when it was read. A bad file changes nothing."""
-        if self.path is None or (now := self._services.clock.monotonic()) < self._look_at:
-            return False
-        self._look_at = now + _CHECK_FILES_S
-        try:
-            stat = self.path.stat()
-            if (stat.st_mtime_ns, stat.st_ino, stat.st_size) == self._stamp:
-                return False
-            self.load()
-        except (OSError, ValueError) as exc:
-            self._services.log.error("list.reload_failed", policy="relay_guard", error=str(exc))
-            return False
-        return True
 
 
 def _domain_entry(text: str) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import gateway
+from gateway.app import EXIT_CONFIG
 from gateway.config import load
 from gateway.config.model import Server
-from gateway.app import EXIT_CONFIG
 from tests.chart.chartkit import helm
 from tests.e2e.machine import require
 from tests.test_docs import blocks

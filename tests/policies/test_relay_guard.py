@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gateway.api import ListError
 from gateway.policy import OnError
 from gateway.session import AddressSource, Envelope, Recipient, Session, Transaction, Trust
 from gateway.smtp.address import AddressError, Domain, parse_forward_path
@@ -20,7 +21,6 @@ from policies.relay_guard import (
     NO_SUCH_RECIPIENT,
     RELAYING_DENIED,
     ROUTING_DENIED,
-    ListError,
     RelayGuard,
     RelayGuardSettings,
 )

@@ -1,0 +1,229 @@
+"""gateway.testing.contract: every built-in policy passes, and each test of the suite fails for what it is about."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from gateway.api import (
+    NoSettings,
+    Policy,
+    Question,
+    Reply,
+    RRType,
+    Session,
+    Transaction,
+    Verdict,
+    ask,
+    proceed,
+    reject,
+)
+from gateway.testing import PolicyContract
+from policies.arc import Arc
+from policies.dkim import Dkim
+from policies.dmarc import Dmarc
+from policies.relay_guard import RelayGuard, RelayGuardSettings
+from policies.spf import Spf
+
+NO = Reply(550, "5.7.1", "No")
+
+
+class TestSpf(PolicyContract):
+    policy = Spf
+
+
+class TestDkim(PolicyContract):
+    policy = Dkim
+
+
+class TestArc(PolicyContract):
+    policy = Arc
+
+
+class TestDmarc(PolicyContract):
+    policy = Dmarc
+
+
+class TestRelayGuard(PolicyContract):
+    policy = RelayGuard
+    settings = RelayGuardSettings(domains=("example.org",))
+
+
+class Bad(Policy[Any]):
+    """Each of those below is bad in one way."""
+
+    name = "bad"
+
+
+class NoName(Bad):
+    name = "No Name"
+
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        return proceed()
+
+
+class NotAsync(Bad):
+    def on_mail(self, tx: Transaction) -> Verdict:  # type: ignore[override]
+        return proceed()
+
+
+@dataclass(frozen=True)
+class Silent:
+    limit: int = 3
+
+
+@dataclass(frozen=True)
+class Nested:
+    inner: Silent = field(default=Silent(), metadata={"doc": "documented itself"})
+
+
+class Undocumented(Bad):
+    Settings = Nested
+
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        return proceed()
+
+
+class KeepsNotes(Bad):
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        setattr(self, f"seen_{tx.id}".replace("-", "_"), True)
+        return proceed()
+
+
+class LeavesTasks(Bad):
+    async def on_connect(self, session: Session) -> Verdict:
+        self.task = asyncio.create_task(asyncio.sleep(3600))
+        await asyncio.sleep(0)
+        return proceed()
+
+
+class SwallowsCancellation(Bad):
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        try:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            await asyncio.sleep(3600)
+        return proceed()
+
+
+class WantsSender(Bad):
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        assert tx.envelope.mail_from is not None
+        return proceed()
+
+
+class WantsIpv4(Bad):
+    async def on_connect(self, session: Session) -> Verdict:
+        assert session.client.version == 4
+        return proceed()
+
+
+class WantsDomain(Bad):
+    async def on_ehlo(self, session: Session) -> Verdict:
+        session.helo.encode("ascii")
+        return proceed()
+
+
+class WantsAscii(Bad):
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        assert tx.envelope.mail_from is None or tx.envelope.mail_from.text.isascii()
+        return proceed()
+
+
+class WantsFew(Bad):
+    async def on_eom(self, tx: Transaction) -> Verdict:
+        assert len(tx.envelope.rcpts) < 3
+        return proceed()
+
+
+class WantsAuthor(Bad):
+    async def on_eom(self, tx: Transaction) -> Verdict:
+        assert tx.message is not None
+        (_,) = tx.message.header.all(b"from")
+        return proceed()
+
+
+class WantsText(Bad):
+    async def on_eom(self, tx: Transaction) -> Verdict:
+        assert tx.message is not None
+        tx.message.header.octets.decode()
+        return proceed()
+
+
+class RejectsOnTrouble(Bad):
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        (answer,) = await self.services.dns.run(ask(Question("example.org", RRType.TXT)), tx)
+        return reject("no_record", NO) if not answer.texts else proceed()
+
+
+class WantsRecord(Bad):
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        (answer,) = await self.services.dns.run(ask(Question("example.org", RRType.TXT)), tx)
+        [text.decode("ascii") for text in answer.texts]
+        return proceed()
+
+
+class Blocks(Bad):
+    async def on_eom(self, tx: Transaction) -> Verdict:
+        time.sleep(0.6)  # noqa: ASYNC251  # what a policy must not do
+        return proceed()
+
+
+class LeavesTasksBehind(Bad):
+    async def start(self) -> None:
+        self.task = asyncio.create_task(asyncio.sleep(3600))
+
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        return proceed()
+
+
+def contract_of(bad: type[Policy[Any]]) -> PolicyContract:
+    class Suite(PolicyContract):
+        policy = bad
+
+    bad.Settings = bad.__dict__.get("Settings", NoSettings)
+    return Suite()
+
+
+Test = Callable[[PolicyContract], None]
+
+
+@pytest.mark.parametrize(
+    ("bad", "test"),
+    [
+        (NoName, PolicyContract.test_declares_name_settings_and_hooks),
+        (NotAsync, PolicyContract.test_declares_name_settings_and_hooks),
+        (Bad, PolicyContract.test_declares_name_settings_and_hooks),
+        (Undocumented, PolicyContract.test_documents_each_setting),
+        (KeepsNotes, PolicyContract.test_takes_fifty_transactions_at_once),
+        (SwallowsCancellation, PolicyContract.test_can_be_cancelled_at_each_await),
+        (LeavesTasks, PolicyContract.test_can_be_cancelled_at_each_await),
+        (WantsSender, PolicyContract.test_takes_the_null_reverse_path),
+        (WantsIpv4, PolicyContract.test_takes_clients_of_ipv6),
+        (WantsDomain, PolicyContract.test_takes_any_helo),
+        (WantsAscii, PolicyContract.test_takes_addresses_beyond_ascii),
+        (WantsFew, PolicyContract.test_takes_many_recipients),
+        (WantsAuthor, PolicyContract.test_takes_no_author_and_two),
+        (WantsText, PolicyContract.test_takes_content_that_is_no_mail),
+        (RejectsOnTrouble, PolicyContract.test_trouble_of_dns_is_no_refusal_for_good),
+        (WantsRecord, PolicyContract.test_takes_any_answer_of_dns),
+        (Blocks, PolicyContract.test_does_not_keep_the_loop_busy),
+        (LeavesTasksBehind, PolicyContract.test_starts_and_stops_and_leaves_nothing_running),
+    ],
+    ids=lambda each: each.__name__,
+)
+def test_it_fails_for_what_it_is_about(bad: type[Policy[Any]], test: Test) -> None:
+    with pytest.raises(AssertionError):
+        test(contract_of(bad))
+
+
+def test_each_test_of_the_suite_is_seen_to_fail() -> None:
+    marks = test_it_fails_for_what_it_is_about.pytestmark
+    seen = {test.__name__ for _, test in marks[0].args[1]}
+    assert seen == {name for name in vars(PolicyContract) if name.startswith("test_")}
