@@ -33,8 +33,10 @@ from gateway.session import AddressSource, Envelope, Recipient, Session, Trust, 
 from gateway.smtp.address import Mailbox, parse_forward_path, parse_reverse_path
 from gateway.smtp.content import stuff
 from gateway.smtp.reply import Reply
+from gateway.store import Keyspace
 from gateway.testing.fakes import FakeClock, FakeDns, FakeLog, FakeMetrics, FakeRelay, FakeServices
 from gateway.testing.mail import compose
+from gateway.testing.store import FakeStore
 from gateway.testing.zone import Zone
 from gateway.verdict import AuthResult, Stage, Verdict, proceed
 
@@ -107,7 +109,7 @@ class Harness(Generic[P]):
 
     `settings` are an object of its Settings, its defaults when None. `results` are what other policies found before;
     what the policy `requires` is in the plan, and finds nothing else. Engine keys that are not given are the policy's
-    own defaults.
+    own defaults. A policy that needs a store has `store`.
     """
 
     def __init__(
@@ -125,7 +127,10 @@ class Harness(Generic[P]):
             dns=FakeDns(Zone.parse(zone) if isinstance(zone, str) else zone)
         )
         self.downstream = FakeRelay()
+        self.store = FakeStore(self.services.clock)
         own = under_name(self.services, policy.name)
+        if policy.needs_store:
+            own = replace(own, store=Keyspace(self.store, ""))
         self.policy: P = policy(policy.Settings() if settings is None else settings, own)
         self._may_fail = may_fail
         self._is_started = False

@@ -27,6 +27,7 @@ from gateway.testing import PolicyContract
 from policies.arc import Arc
 from policies.dkim import Dkim
 from policies.dmarc import Dmarc
+from policies.greylist import Greylist
 from policies.relay_guard import RelayGuard, RelayGuardSettings
 from policies.spf import Spf
 
@@ -47,6 +48,10 @@ class TestArc(PolicyContract):
 
 class TestDmarc(PolicyContract):
     policy = Dmarc
+
+
+class TestGreylist(PolicyContract):
+    policy = Greylist
 
 
 class TestRelayGuard(PolicyContract):
