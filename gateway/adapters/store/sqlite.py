@@ -18,6 +18,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -65,6 +66,7 @@ _PRUNE_EVERY_MS = 1000
 _CHECKPOINT_AFTER = 1000  # entries written
 # Other workers have the file for a batch each; who waits longer is out of time anyway (`state.timeout_s`).
 _BUSY_TIMEOUT_S = 1.0
+_RETRY_S = 0.01
 _REASONS = {
     sqlite3.SQLITE_FULL: "full",
     sqlite3.SQLITE_BUSY: "timeout",
@@ -275,11 +277,12 @@ def _opened(path: str, max_pages: int) -> sqlite3.Connection:
         path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=32
     )
     try:
-        (application,) = database.execute("PRAGMA application_id").fetchone()
+        # in this order: who makes the tables sets the id with them, and may do so between these two
         (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (application,) = database.execute("PRAGMA application_id").fetchone()
         if tables and application != _APPLICATION_ID:
             raise sqlite3.DatabaseError("this database is not a store of mxgate")
-        database.execute("PRAGMA journal_mode = WAL").fetchone()
+        _use_wal(database)
         database.execute("PRAGMA synchronous = NORMAL")
         database.execute("PRAGMA wal_autocheckpoint = 0")
         database.execute(f"PRAGMA max_page_count = {max_pages}").fetchone()
@@ -294,6 +297,20 @@ def _opened(path: str, max_pages: int) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def _use_wal(database: sqlite3.Connection) -> None:
+    """Of several that do so at once SQLite tells all but one, without waiting, that the file is busy."""
+    last = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > last:
+                raise
+            time.sleep(_RETRY_S)
+        else:
+            return
 
 
 def _give(batch: Sequence[_Question], answers: Sequence[Any]) -> None:

@@ -35,6 +35,40 @@ async def test_it_is_kept_over_a_restart(tmp_path: Path, clock: FakeClock) -> No
         await store.close()
 
 
+OPENS = """
+import asyncio, sys, time
+from gateway.adapters.store.sqlite import SqliteStore
+
+async def main():
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for number in range(40):
+        store = SqliteStore(f"{sys.argv[1]}/{number}.db", time.time, max_bytes=2**24)
+        store.open()
+        await store.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.e2e
+def test_many_may_make_the_same_file_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OPENS, str(tmp_path)]
+    pipe = subprocess.PIPE
+    running = [
+        subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(6)
+    ]
+    for each in running:
+        assert each.stdout is not None
+        assert each.stdout.readline() == "ready\n"
+    for each in running:
+        assert each.stdin is not None
+        each.stdin.write("go\n")
+        each.stdin.flush()
+    errors = [each.communicate(timeout=60)[1] for each in running]
+    assert errors == [""] * len(running)
+
+
 async def test_only_its_owner_can_read_it(tmp_path: Path, clock: FakeClock) -> None:
     store = make(tmp_path / "state.db", clock)
     keys = Keyspace(store, "")
