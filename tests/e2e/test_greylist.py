@@ -110,6 +110,15 @@ def test_four_gateways_on_one_sqlite_file_are_one_greylist(
     assert sum(deferred) <= 4
 
 
+def test_four_workers_on_one_sqlite_file_are_one_greylist(
+    tmp_path: Path, sink: Downstream, start_gateway: StartGateway
+) -> None:
+    overrides = config(f"sqlite://{tmp_path}/state.db")
+    gateway = start_gateway(sink.address, {**overrides, "server": {"workers": 4}})
+    # the kernel gives each connection to one of them
+    assert_one_greylist([gateway] * 16)
+
+
 # --- pools --------------------------------------------------------------------------------------------------
 
 
