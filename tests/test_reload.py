@@ -181,7 +181,8 @@ def test_requests_that_come_meanwhile_are_one_more_reload(start: Start) -> None:
     gateway.wait_ready()
     gateway.configure("never-ready")
     gateway.reload()
-    gateway.wait_log("reload.started")
+    # its workers are there: the file has been read
+    wait_until(lambda: gateway.metrics()["mxgate_workers"] == 2)
     gateway.configure()
     for _ in range(5):
         gateway.reload()
