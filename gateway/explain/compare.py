@@ -1,8 +1,9 @@
 """`mxgate replay`: what one configuration makes of stored mail and recorded decisions, or where two of them differ.
 
 Each message meets policies that have just been started, in the world of `mxgate explain`: nothing is delivered and
-nothing remembered. Both configurations are given the same answers of DNS, asked by the first one's name servers; the
-clock shows when the message came, where it says so. A record brings its own answers, and its own verdict to compare.
+nothing remembered; policies that would remember are observed. Both configurations are given the same answers of DNS,
+asked by the first one's name servers; the clock shows when the message came, where it says so. A record brings its own
+answers, and its own verdict to compare.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from gateway.config import Config
 from gateway.decision import RecordError, read_record
 from gateway.decision.text import printable
 from gateway.explain.ask import read_zone, resolver
+from gateway.explain.remembered import observed
 from gateway.explain.replay import replay
 from gateway.explain.run import Dns, Explained, ExplainError, explain, world_of
 from gateway.explain.stand_ins import StandingClock
@@ -104,7 +106,7 @@ async def _of_message(stored: Stored, plans: _Plans, assumed: Assumed, dns: Dns)
         case = message.case(max_bytes=server.max_message_bytes, max_line_bytes=server.max_line_bytes)
         now = SystemClock()
         clock = now if message.time is None else StandingClock(message.time, now.monotonic)
-        found.append(_said(await explain(case, world_of(config, planned, clock, dns))))
+        found.append(_said(await explain(case, world_of(config, observed(planned), clock, dns))))
     return Outcome(stored.name, tuple(found), tuple(_differences(*found)) if len(found) == 2 else ())
 
 

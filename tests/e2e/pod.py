@@ -64,7 +64,7 @@ def objects_for(downstream: Address) -> Sequence[Object]:
         f'config.relay.routes=[{{"downstream": ["{downstream[0]}:{downstream[1]}"]}}]',
         'tls.existingSecret="mx"',
         'admin.existingSecret="admin"',
-        'config.policy={"taste": {"file": "/etc/mxgate/policies/taste.py"}}',
+        'config.policy={"taste": {"file": "/etc/mxgate/policies/taste.py"}, "greylist": {"mode": "off"}}',
         f"policies.files={json.dumps({'taste.py': _POLICY})}",
     )
 
