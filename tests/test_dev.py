@@ -82,6 +82,51 @@ def test_all_means_the_long_tests_too(dev: ModuleType, pytest_words: list[str]) 
     assert pytest_words[-1] == "-x"
 
 
+@pytest.fixture
+def fuzz_words(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What `./dev fuzz` would run, behind "atheris" when that was to be installed; filled when it is called."""
+    words: list[str] = []
+
+    def replace(command: list[str], **_: str) -> None:
+        words.extend(command)
+        raise SystemExit  # nothing comes back from it
+
+    monkeypatch.setattr(dev, "setup", lambda: None)
+    monkeypatch.setattr(dev, "need_atheris", lambda: words.append("atheris"))
+    monkeypatch.setattr(dev, "replace", replace)
+    return words
+
+
+def test_fuzz_runs_the_properties_and_installs_nothing(dev: ModuleType, fuzz_words: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        dev.main(["fuzz", "-k", "address"])
+    assert fuzz_words[0] == dev.python()
+    assert fuzz_words[-3:] == ["tests/fuzz", "-k", "address"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--atheris", "spf", "--seconds", "9"], ["spf", "--seconds", "9", "--atheris"]]
+)
+def test_fuzz_searches_with_atheris_where_it_is_asked_to(
+    dev: ModuleType, fuzz_words: list[str], words: list[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        dev.main(["fuzz", *words])
+    assert fuzz_words == ["atheris", dev.python(), "-m", "tests.fuzz.guided", "spf", "--seconds", "9"]
+
+
+def test_says_so_where_there_is_no_wheel_of_atheris(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(dev, "succeeds", asked.extend)  # None: it did not
+    with pytest.raises(
+        SystemExit, match=rf"no wheel of atheris for Python 3\.{sys.version_info[1]} on {sys.platform} "
+    ):
+        dev.need_atheris()
+    assert {"--require-hashes", "--only-binary", str(ROOT / "tests" / "fuzz" / "requirements.lock")} <= {
+        *asked
+    }
+
+
 # the environment
 
 

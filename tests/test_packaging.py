@@ -15,6 +15,7 @@ import gateway
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = (ROOT / "requirements.lock").read_text()
+FUZZ_LOCK = (ROOT / "tests" / "fuzz" / "requirements.lock").read_text()
 
 
 def normalised(requirement: str) -> str:
@@ -76,11 +77,20 @@ def test_the_command_is_the_cli() -> None:
     assert callable(mxgate.load())
 
 
-def test_the_lock_names_no_address() -> None:
-    assert "://" not in LOCK
-    assert " @ " not in LOCK
-    options = [line for line in LOCK.splitlines() if line.startswith("-")]
+@pytest.mark.parametrize("lock", [LOCK, FUZZ_LOCK], ids=["all", "fuzz"])
+def test_the_lock_names_no_address(lock: str) -> None:
+    assert "://" not in lock
+    assert " @ " not in lock
+    options = [line for line in lock.splitlines() if line.startswith("-")]
     assert options == []
+
+
+def test_atheris_is_installed_only_where_it_is_asked_for() -> None:
+    assert re.findall(r"^(\S+)==", FUZZ_LOCK, re.MULTILINE) == [
+        "atheris",
+        "atheris",
+    ]  # for older Pythons and newer
+    assert "atheris" not in pinned()
 
 
 def test_the_lock_pins_each_package_once_and_with_hashes() -> None:
