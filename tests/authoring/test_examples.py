@@ -11,7 +11,7 @@ import pytest
 
 from tests.authorkit import run
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.full]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CONFIG = """\

@@ -9,7 +9,7 @@ import pytest
 from gateway.authoring.new import NewError, new_package
 from tests.authorkit import run
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.full]
 
 CONFIG = """\
 server.hostname = "mx.example.org"

@@ -13,7 +13,7 @@ from gateway.policy import Policy
 from gateway.services import Services
 from tests.authorkit import environment
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.full]
 
 TEXT = (Path(__file__).parents[2] / "docs" / "write-a-policy.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
