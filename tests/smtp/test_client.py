@@ -163,7 +163,7 @@ READ = st.lists(
 ).map(b"".join)
 
 
-@given(st.sampled_from([b"", b"", b"2", b"250-a\r\n"]), READ, st.integers(1, 5))
+@given(st.sampled_from([b"", b"", b"2", b"250-a\r\n"]), READ, st.integers(3, 5))
 @example(b"", b"250 a\r\n250 b\r\n354 c\r\n", 3)
 @example(b"250-a\r\n", b"250 a\r\n250 b\r\n354 c\r\n", 3)
 def test_a_go_ahead_is_what_the_whole_dialogue_takes_for_one(
