@@ -290,12 +290,12 @@ def test_a_field_of_somebody_else_is_not_ours(value: str) -> None:
 )
 def test_time_is_linear_in_the_octets_of_a_field(unit: bytes) -> None:
     value = unit * (200_000 // len(unit)) + b" mx.example.org; spf=pass"
-    begun = time.perf_counter()
+    begun = time.process_time()
     is_ours(value, OURS)
     parse(value)
     parse(b"mx.example.org; spf=pass" + value)
     # 0.05 s here; what is quadratic takes minutes
-    assert time.perf_counter() - begun < 2
+    assert time.process_time() - begun < 2
 
 
 @pytest.mark.parametrize(

@@ -155,10 +155,10 @@ def test_any_text_is_a_record_or_none(text: bytes) -> None:
     ],
 )
 def test_a_long_record_is_read_in_no_time(rest: str) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert record(f"v=DMARC1; p=reject; {rest}").p is REJECT
     # 0.001 s here; there may be a record at each of some eighty names
-    assert time.perf_counter() - begun < 0.1
+    assert time.process_time() - begun < 0.1
 
 
 def test_what_stands_far_behind_is_not_read() -> None:

@@ -255,11 +255,11 @@ def test_an_explanation_may_hold_spaces_and_more_letters() -> None:
     ids=count(),
 )
 def test_a_long_text_is_read_and_one_without_measure_is_not(text: str, problem: str) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     if problem:
         with pytest.raises(RecordError, match=problem):
             parse_record(text.encode())
     else:
         assert parse_record(text.encode()).text == text
     # 0.01 s here; a check may read eleven of them
-    assert time.perf_counter() - begun < 0.5
+    assert time.process_time() - begun < 0.5
