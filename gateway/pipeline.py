@@ -14,12 +14,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property, partial
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gateway.decision import Judged
+from gateway.frozen import frozen
 from gateway.plan import Ordered, Step, closest_pattern, rcpt_ranks, stage_ranks
 from gateway.policy import Mode, OnError, Outcome, Policy, has_hook
 from gateway.session import Transaction
@@ -121,7 +122,7 @@ class _Hook:
 _Rank = tuple[_Hook, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Decided:
     """A stage's merged verdict, and the policy that made it what it is ("" when all of them just went on).
 

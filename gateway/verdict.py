@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Protocol
 
+from gateway.frozen import frozen
 from gateway.smtp.reply import Reply
 
 # RFC 5322 2.2.3: a line end only as folding, no line of white space alone, no controls
@@ -47,6 +48,10 @@ class Action(IntEnum):
         return self.name.lower()
 
 
+# A member that is asked of its class costs ten times what a name of the module does.
+_CONTINUE = Action.CONTINUE
+
+
 class Result(StrEnum):
     """RFC 8601 2.7: the result words of authentication methods."""
 
@@ -60,7 +65,7 @@ class Result(StrEnum):
     PERMERROR = "permerror"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AuthResult:
     """RFC 8601 2.2: one resinfo. `properties` are (ptype.property, value), e.g. ("smtp.mailfrom", "example.org")."""
 
@@ -150,7 +155,7 @@ class Evidence(Protocol):
         """One finding a line; text from outside as it is, whoever prints it escapes it."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verdict:
     """One policy's decision at one stage.
 
@@ -170,6 +175,8 @@ class Verdict:
     def __post_init__(self) -> None:
         if self.reason and not _REASON.fullmatch(self.reason):
             raise ValueError(f"reason {self.reason!r} is no token of a-z, 0-9 and _")
+        if self.action is _CONTINUE and self.reply is None and not self.close:
+            return  # as nearly all of them
         match self.action:
             case Action.DEFER:
                 fits = self.reply is not None and self.reply.is_transient
@@ -181,7 +188,7 @@ class Verdict:
             raise ValueError(f"reply {self.reply} does not fit {self.action.label}")
 
 
-_PROCEED = Verdict(Action.CONTINUE)
+_PROCEED = Verdict(_CONTINUE)
 
 
 def proceed(
@@ -194,7 +201,7 @@ def proceed(
     """Go on; what was found may be reported all the same."""
     if not (reason or results or edits or evidence):
         return _PROCEED
-    return Verdict(Action.CONTINUE, reason, results=tuple(results), edits=tuple(edits), evidence=evidence)
+    return Verdict(_CONTINUE, reason, results=tuple(results), edits=tuple(edits), evidence=evidence)
 
 
 def quarantine(
@@ -241,7 +248,7 @@ def merge(verdicts: Iterable[Verdict]) -> Verdict:
     for verdict in verdicts:
         # of those that just go on, the first with something to say
         if verdict.action > strictest.action or (
-            not strictest.reason and verdict.action is strictest.action is Action.CONTINUE
+            not strictest.reason and verdict.action is strictest.action is _CONTINUE
         ):
             strictest = verdict
         results += verdict.results

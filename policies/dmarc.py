@@ -45,7 +45,7 @@ from policies.verify.dmarc.override import Override, Overrides, may_hold_later
 from policies.verify.dmarc.record import DmarcPolicy
 from policies.verify.domain_list import DomainList
 from policies.verify.handling import Handling, TemporaryHandling
-from policies.verify.org_domain import registrable
+from policies.verify.org_domain import public_suffixes
 
 # DESIGN.md section 5: the author domain's own time
 JUDGE_S = 8.0
@@ -145,7 +145,7 @@ class Dmarc(Policy[DmarcSettings]):
     async def start(self) -> None:
         """Reads the Public Suffix List where it is used: it takes too long for a session."""
         if self.settings.discovery is Discovery.PSL:
-            registrable("example.org")
+            public_suffixes()
 
     def on_header(self, tx: Transaction) -> None:
         """Begin to look for the record, and for what SPF has found, while the body arrives."""

@@ -48,7 +48,7 @@ from policies.verify.domain_list import DomainList
 from policies.verify.greylist.key import client_network, rcpt_key, sender_key, triplet_key
 from policies.verify.greylist.ledger import Ledger, Standings
 from policies.verify.greylist.state import DAY_S, Decision, Standing, Timing
-from policies.verify.org_domain import registrable
+from policies.verify.org_domain import public_suffixes, registrable
 
 _MAX_DELAY_S = 86_400.0
 _MAX_LIFETIME_S = 366.0 * DAY_S
@@ -160,7 +160,7 @@ class Greylist(Policy[GreylistSettings]):
 
     async def start(self) -> None:
         """Read the public suffix list."""
-        registrable("example.org")
+        public_suffixes()
 
     async def on_rcpt(self, tx: Transaction, rcpt: Recipient) -> Verdict:
         """One recipient, for whom its triplet decides."""

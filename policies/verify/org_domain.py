@@ -7,7 +7,7 @@ asked for, which takes a tenth of a second.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from publicsuffixlist import PublicSuffixList
@@ -17,20 +17,24 @@ from policies.verify.dmarc.record import DmarcRecord, Psd, only_record
 
 # RFC 9989 4.10, step 4: names of eight labels and more are cut to seven
 _MAX_LABELS_ABOVE = 7
+# most mail of an hour is of few domains, and a look into the list takes as long as a policy
+_CACHED_DOMAINS = 4096
 
 
 @cache
-def _public_suffixes() -> PublicSuffixList:
+def public_suffixes() -> PublicSuffixList:
+    """The list, read when it is first asked for."""
     return PublicSuffixList()
 
 
+@lru_cache(maxsize=_CACHED_DOMAINS)
 def registrable(domain: str) -> str | None:
     """The registrable domain of a name in A-labels, in lower case: one label more than its public suffix.
 
     None for a name that is itself a public suffix, or no domain. A suffix that the list does not know has one label.
     """
     # one that begins with a dot, or is longer than a name can be, is none
-    found = _public_suffixes().privatesuffix(domain) if domain and len(domain) <= 253 else None
+    found = public_suffixes().privatesuffix(domain) if domain and len(domain) <= 253 else None
     return found if isinstance(found, str) else None
 
 

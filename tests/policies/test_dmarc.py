@@ -20,7 +20,7 @@ from gateway.verdict import Action, AuthResult, Result, Stage, Verdict
 from policies.dmarc import BAD_FROM, JUDGE_S, BadFrom, Dmarc, DmarcSettings
 from policies.verify.dmarc.judge import Discovery
 from policies.verify.handling import Handling, TemporaryHandling
-from policies.verify.org_domain import _public_suffixes
+from policies.verify.org_domain import public_suffixes
 from tests.fakes import FakeDns, FakeServices
 
 T = TypeVar("T")
@@ -393,6 +393,6 @@ def test_settings_come_from_text() -> None:
 
 @pytest.mark.parametrize("discovery", Discovery)
 async def test_the_public_suffix_list_is_read_at_the_start_where_it_is_used(discovery: Discovery) -> None:
-    _public_suffixes.cache_clear()
+    public_suffixes.cache_clear()
     await policy_of(discovery=discovery).start()
-    assert _public_suffixes.cache_info().currsize == (discovery is Discovery.PSL)
+    assert public_suffixes.cache_info().currsize == (discovery is Discovery.PSL)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from math import inf
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 from gateway.adapters.dns.cache import Cache
 from gateway.adapters.dns.memory import OVER_LIMIT, Budget, Memory, memory_of
@@ -72,6 +72,7 @@ class _Run(NamedTuple):
     policy: str
     memory: Memory
     last: float
+    own_budget: bool
     budgets: tuple[Budget, ...]
 
 
@@ -125,56 +126,99 @@ class CachingResolver:
         *,
         timeout_s: float | None = None,
         own_budget: bool = False,
-        is_ahead: bool = False,
     ) -> T:
-        """Drive a Lookup for a policy; `is_ahead`: nobody waits for it, so that nobody is charged."""
+        """Drive a Lookup for a policy, which is charged for its waiting."""
         memory = memory_of(tx, self._total_s)
-        last = inf if timeout_s is None else self._now() + timeout_s
-        run: _Run | None = None
         try:
-            questions = next(lookup)
-            while True:
-                known = [self._known(policy, each, memory, own_budget=own_budget) for each in questions]
-                answers = [each for each in known if each is not None]
-                if len(answers) < len(known):
-                    if run is None:
-                        message = memory.own if own_budget else memory.strangers
-                        budgets = () if is_ahead else (message, memory.hook(policy, tx, limit_s))
-                        run = _Run(policy, memory, last, budgets)
-                    answers = await self._asked(run, questions, known)
-                questions = lookup.send(answers)
+            questions, known = self._go_on(policy, lookup, next(lookup), memory, own_budget=own_budget)
         except StopIteration as done:
             result: T = done.value
             return result
+        last = inf if timeout_s is None else self._now() + timeout_s
+        message = memory.own if own_budget else memory.strangers
+        run = _Run(policy, memory, last, own_budget, (message, memory.hook(policy, tx, limit_s)))
+        return await self._rest(run, lookup, questions, known)
 
     def prefetch_for(
         self, policy: str, lookup: Lookup[object], tx: Transaction, *, own_budget: bool = False
     ) -> None:
-        """Drive a Lookup as far as the cache goes, and then in the background."""
+        """Drive a Lookup as far as the cache goes, and then in the background, where nobody is charged for it."""
         if self._is_closed:
             return
-        prefetch = self._prefetch(policy, lookup, tx, own_budget=own_budget)
-        task = step(prefetch, asyncio.get_running_loop())
+        memory = memory_of(tx, self._total_s)
+        try:
+            questions, known = self._go_on(policy, lookup, next(lookup), memory, own_budget=own_budget)
+        except StopIteration:
+            return
+        except Exception as exc:  # noqa: BLE001  # as in _prefetch
+            self._note_failed_prefetch(policy, exc)
+            return
+        run = _Run(policy, memory, self._now() + PREFETCH_S, own_budget, ())
+        task = step(self._prefetch(run, lookup, questions, known), asyncio.get_running_loop())
         if task is not None:
             self._ahead.add(task)
             task.add_done_callback(self._ahead.discard)
 
     async def _prefetch(
-        self, policy: str, lookup: Lookup[object], tx: Transaction, *, own_budget: bool
+        self,
+        run: _Run,
+        lookup: Lookup[object],
+        questions: Sequence[Question],
+        known: Sequence[Answer | None],
     ) -> None:
         try:
-            await self.run_for(
-                policy, inf, lookup, tx, timeout_s=PREFETCH_S, own_budget=own_budget, is_ahead=True
-            )
+            await self._rest(run, lookup, questions, known)
         except Exception as exc:  # noqa: BLE001  # a verifier's mistake; `run` shows it to who waits for the result
-            self._log.debug("dns.prefetch_failed", policy=policy, error=repr(exc))
+            self._note_failed_prefetch(run.policy, exc)
 
-    def _known(self, policy: str, question: Question, memory: Memory, *, own_budget: bool) -> Answer | None:
-        """The answer that needs no name server."""
-        key = key_of(question)
-        answer = memory.answers.get(key)
-        if answer is not None:
-            return answer
+    def _note_failed_prefetch(self, policy: str, exc: Exception) -> None:
+        self._log.debug("dns.prefetch_failed", policy=policy, error=repr(exc))
+
+    async def _rest(
+        self, run: _Run, lookup: Lookup[T], questions: Sequence[Question], known: Sequence[Answer | None]
+    ) -> T:
+        """Drive a Lookup on that asks for what is not all known."""
+        while True:
+            answers = await self._asked(run, questions, known)
+            try:
+                questions, known = self._go_on(
+                    run.policy, lookup, lookup.send(answers), run.memory, own_budget=run.own_budget
+                )
+            except StopIteration as done:
+                result: T = done.value
+                return result
+
+    def _go_on(
+        self,
+        policy: str,
+        lookup: Lookup[object],
+        questions: Sequence[Question],
+        memory: Memory,
+        *,
+        own_budget: bool,
+    ) -> tuple[Sequence[Question], Sequence[Answer | None]]:
+        """Drive a Lookup while all that it asks for is known: the first questions that are not, with what is.
+
+        Its end, with its result, is the StopIteration that it raises.
+        """
+        answers = memory.answers
+        while True:
+            known = []
+            is_complete = True
+            for question in questions:
+                key = key_of(question)
+                answer = answers.get(key) or self._known(policy, question, key, memory, own_budget=own_budget)
+                known.append(answer)
+                if answer is None:
+                    is_complete = False
+            if not is_complete:
+                return questions, known
+            questions = lookup.send(cast("list[Answer]", known))
+
+    def _known(
+        self, policy: str, question: Question, key: str, memory: Memory, *, own_budget: bool
+    ) -> Answer | None:
+        """The answer that needs no name server and is new to the transaction."""
         if memory.is_over(own_budget=own_budget):
             self._metrics.over_limit.inc()
             return OVER_LIMIT

@@ -100,13 +100,17 @@ def identifiers(results: Iterable[AuthResult], *, has_reverse_path: bool) -> tup
     RFC 9989 4.4.2: of SPF the MAIL FROM identity counts, which is postmaster@HELO for the null reverse-path (RFC 7208
     2.4). A temperror that names nothing is of a check that failed as a whole.
     """
-    wanted = {"spf": "smtp.mailfrom" if has_reverse_path else "smtp.helo", "dkim": "header.d"}
+    of_spf = "smtp.mailfrom" if has_reverse_path else "smtp.helo"
     found = []
     for each in results:
         method, result = each.method, each.result
-        if method not in wanted:
+        if method == "spf":
+            wanted = of_spf
+        elif method == "dkim":
+            wanted = "header.d"
+        else:
             continue
-        value = dict(each.properties).get(wanted[method])
+        value = dict(each.properties).get(wanted) if each.properties else None
         if value is not None:
             try:
                 domain = Domain.parse(value.rpartition("@")[2])

@@ -10,6 +10,7 @@ A key is text that operators can read: `t ORIGIN SENDER RCPT`, where the origin 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from hashlib import blake2b
 from ipaddress import IPv4Address, IPv6Address
 
@@ -33,6 +34,7 @@ TRIPLET = "t "
 """What the keys of triplets begin with."""
 
 
+@lru_cache(maxsize=4096)
 def client_network(client: IPv4Address | IPv6Address) -> str:
     """The network whose addresses count as one client: IPv4 /24, IPv6 /64."""
     if client.version == 4:
