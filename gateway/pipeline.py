@@ -382,7 +382,7 @@ class Pipeline:
                 here.sort(key=lambda heard: rank.index(heard[0]))
             for heard in here:
                 hook, verdict, took_s, _ = heard
-                hook.duration.observe(took_s)
+                hook.duration.observe(took_s, args[0].id)
                 if hook.is_observed or trail is not None:
                     verdict = _recorded(heard, trail, args)
                 hook.decisions[verdict.action].inc()

@@ -53,7 +53,8 @@ class Gauge(Protocol):
 class Histogram(Protocol):
     """Observations counted in buckets."""
 
-    def observe(self, amount: float) -> None: ...
+    def observe(self, amount: float, tx: str = "") -> None:
+        """Count one; `tx` is the id of the transaction that it is an example of, shown beside its bucket."""
 
 
 class Merge(StrEnum):

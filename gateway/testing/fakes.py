@@ -93,7 +93,7 @@ class _Child:
     def set(self, value: float) -> None:
         self._values[self._key] = value
 
-    def observe(self, amount: float) -> None:
+    def observe(self, amount: float, tx: str = "") -> None:
         self._seen.append(amount)
 
 

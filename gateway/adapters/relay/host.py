@@ -49,6 +49,11 @@ class HostMetrics:
         connections = metrics.gauges(
             "mxgate_relay_connections", "Connections to downstreams", ("route", "host", "state")
         )
+        waiting = metrics.gauges(
+            "mxgate_relay_waiting",
+            "Callers that wait for a connection, since all that may be open are in use",
+            ("route", "host"),
+        )
         errors = metrics.counters(
             "mxgate_relay_errors_total", "Trouble of the relay by kind", ("route", "host", "error")
         )
@@ -61,6 +66,7 @@ class HostMetrics:
         self.pool = PoolMetrics(
             in_use=connections.labels(route, host, "in_use"),
             idle=connections.labels(route, host, "idle"),
+            waiting=waiting.labels(route, host),
             connect_s=durations.labels(route, host, "connect"),
         )
         self.verify_s = durations.labels(route, host, "verify")
