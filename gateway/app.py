@@ -98,7 +98,8 @@ def run_worker(
     """Serve until drained; the exit code. Everything that this process needs from its parent is in the arguments."""
     metrics = ProcessMetrics()
     lost_lines = metrics.counters(
-        "mxgate_log_lines_lost_total", "Log lines that could not be written"
+        "mxgate_log_lines_lost_total",
+        "Log lines that standard error did not take at once; mail never waits for the log",
     ).labels()
     log = open_log(config.log.format, on_loss=lost_lines.inc)
     # Messages leave hardly any cycles; to look for them as often as Python does would cost a hundredth of each.

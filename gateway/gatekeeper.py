@@ -177,7 +177,7 @@ class Gatekeeper:
         self.duration = {a: durations.labels(a) for a in _DONE.values()}
         found = services.metrics.counters(
             "mxgate_auth_results_total",
-            "Authentication results of finished transactions",
+            "Authentication results of transactions, as Authentication-Results has them; each signature counts",
             ("method", "result"),
         )
         self.auth_results = {m: {r: found.labels(m, r) for r in Result} for m in (*_METHODS, _OTHER)}

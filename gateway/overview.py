@@ -30,9 +30,13 @@ class Overview:
         self.merged = MergedMetrics()
         own = self.merged.own
         self.lost_lines = own.counters(
-            "mxgate_log_lines_lost_total", "Log lines that could not be written"
+            "mxgate_log_lines_lost_total",
+            "Log lines that standard error did not take at once; mail never waits for the log",
         ).labels()
-        self.living = own.gauges("mxgate_workers", "Worker processes that run").labels()
+        self.living = own.gauges(
+            "mxgate_workers",
+            "Worker processes that run; after a reload also old ones that end their sessions",
+        ).labels()
         self.restarts = own.counters(
             "mxgate_worker_restarts_total", "Workers that died and were replaced"
         ).labels()
@@ -55,7 +59,8 @@ class Overview:
             ("hash",),
         )
         self._reload_success = own.gauges(
-            "mxgate_config_last_reload_success", "Whether the last reload, or else the start, took effect"
+            "mxgate_config_last_reload_success",
+            "0 when the last reload failed and the old configuration stays in force, else 1",
         ).labels()
         self._reload_time = own.gauges(
             "mxgate_config_last_reload_success_timestamp_seconds",

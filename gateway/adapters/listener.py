@@ -153,12 +153,14 @@ class Listener:
         self._hidden_by: IPv4Address | IPv6Address | None = None  # as of the last sweep
         metrics = services.metrics
         connections = metrics.counters(
-            "mxgate_connections_total", "Connections by how they began", ("outcome",)
+            "mxgate_connections_total",
+            "Connections by how they began: served, or refused for a limit of all, of a client, or of its rate",
+            ("outcome",),
         )
         outcomes = ("served", "limit", "client_limit", "client_rate")
         self.connections = {o: connections.labels(o) for o in outcomes}
         self.open_connections = metrics.gauges(
-            "mxgate_open_connections", "Connections that are open"
+            "mxgate_open_connections", "Connections that are open, of all workers"
         ).labels()
         metrics.gauges(
             "mxgate_max_connections", "Connections that may be open, of all workers together", merge=Merge.MAX
@@ -179,7 +181,7 @@ class Listener:
             metrics.counters("mxgate_closed_sessions_total", "Sessions by what ended them", ("reason",))
         )
         handshakes = metrics.counters(
-            "mxgate_tls_handshakes_total", "TLS handshakes by outcome", ("outcome",)
+            "mxgate_tls_handshakes_total", "TLS handshakes, of STARTTLS and of implicit TLS", ("outcome",)
         )
         self.handshakes = {o: handshakes.labels(o) for o in ("done", "failed")}
         encrypted = metrics.counters(
@@ -198,11 +200,11 @@ class Listener:
         self.proxy_headers = {o: headers.labels(o) for o in _PROXY_OUTCOMES}
         self._source_hidden = metrics.gauges(
             "mxgate_source_hidden",
-            "Whether a private address seems to be a balancer's that hides its clients",
+            "Workers for which a private address seems to be a balancer's that hides its clients",
         ).labels()
         self._source_share = metrics.gauges(
             "mxgate_source_share",
-            "Part of the recent clients that came from the commonest private address",
+            "Part (0 to 1) of the last 1000 clients that came from the commonest private address; the largest of all workers",
             merge=Merge.MAX,
         ).labels()
 
