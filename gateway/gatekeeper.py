@@ -159,8 +159,9 @@ class Gatekeeper:
                 ("action", "policy", "reason"),
             )
         )
-        # there from the start: most mail is like this
+        # there from the start: most mail is like this, and who waits for a first failure must see it come
         self.transactions["accepted", "", ""].inc(0)
+        self.transactions["deferred", "", "spool"].inc(0)
         self.transactions["aborted", "", "client"].inc(0)
         self.recipients["accepted", "", "downstream"].inc(0)
         self.content_bytes = services.metrics.counters(

@@ -37,7 +37,9 @@ _SETTINGS = {
     "dnsbl": 'policy.dnsbl.settings.lists=[{zone="bl.example.org"}]',
 }
 # Labels of one value for each thing of the operator's or of the plan; what counts as bound is only an example.
-OPEN_LABELS = frozenset({"code", "hash", "host", "policy", "process", "python", "reason", "route", "version"})
+OPEN_LABELS = frozenset(
+    {"code", "hash", "host", "policy", "process", "python", "reason", "route", "stage", "version"}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from gateway.adapters.metrics import Kind
-from gateway.verdict import Action, Result
+from gateway.verdict import Action, Result, Stage
 from grafana.catalogue import Metric
 from policies.verify.dmarc.record import DmarcPolicy
 
@@ -55,6 +55,7 @@ _LABELS = {
     "process": "supervisor, worker_1, worker_2, ...",
     "python": "the version of Python",
     "reason": "why",
+    "stage": ", ".join(Stage),
     "route": "a route of your configuration",
     "version": "the version of mxgate",
 }

@@ -180,6 +180,8 @@ class Listener:
         self.closed = _Bound(
             metrics.counters("mxgate_closed_sessions_total", "Sessions by what ended them", ("reason",))
         )
+        # there from the start, so that the first one is seen to come
+        self.closed["failed"].inc(0)
         handshakes = metrics.counters(
             "mxgate_tls_handshakes_total", "TLS handshakes, of STARTTLS and of implicit TLS", ("outcome",)
         )
@@ -204,7 +206,7 @@ class Listener:
         ).labels()
         self._source_share = metrics.gauges(
             "mxgate_source_share",
-            "Part (0 to 1) of the last 1000 clients that came from the commonest private address; the largest of all workers",
+            "Part (0 to 1) of the last 1000 clients that came from the commonest private address; the workers' largest",
             merge=Merge.MAX,
         ).labels()
 
