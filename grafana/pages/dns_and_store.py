@@ -14,7 +14,7 @@ _DNS = Row(
             stacked=True,
         ),
         Panel(
-            "Time of a question",
+            "Time of a question to name servers",
             "To name servers, all that were tried included; what the cache answers is not in it.",
             "s",
             quantiles("mxgate_dns_duration_seconds"),
@@ -63,8 +63,8 @@ _STORE = Row(
             stacked=True,
         ),
         Panel(
-            "Time of a question",
-            "To the store's answer or failure; several operations may be one question.",
+            "Time of a question to the store",
+            "Up to the store's answer or failure; several operations may be one question.",
             "s",
             tuple(Query(each.expr, each.legend) for each in quantiles("mxgate_store_duration_seconds")),
         ),
