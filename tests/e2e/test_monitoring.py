@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -248,6 +249,13 @@ def test_every_expression_of_every_panel_and_alert_has_a_value(world: World) -> 
             if any(math.isfinite(value) for _, value in world.prometheus.query(each[1])):
                 del wanted[each]
         assert not wanted or time.monotonic() < until, [*wanted]
+
+
+def test_promtool_finds_nothing_wrong_with_the_page(world: World) -> None:
+    _, page = world.gateway.admin("/metrics")
+    command = ["promtool", "check", "metrics"]
+    done = subprocess.run(command, input=page, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def test_exemplars_lead_to_decisions(world: World) -> None:
