@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from gateway.adapters.metrics import Kind
@@ -13,6 +14,7 @@ from policies.verify.dmarc.record import DmarcPolicy
 _SECTIONS = {
     "Connections, commands and TLS": (
         "mxgate_connections",
+        "mxgate_clients",
         "mxgate_open_connections",
         "mxgate_max_connections",
         "mxgate_closed",
@@ -128,8 +130,7 @@ that address into `runbook_url`.
 _COST = """\
 ## What it costs
 
-{cost}
-"""
+{cost}"""
 
 
 def document(metrics: Iterable[Metric], rules: Iterable[tuple[str, str, str]], cost: str) -> str:
@@ -142,11 +143,16 @@ def document(metrics: Iterable[Metric], rules: Iterable[tuple[str, str, str]], c
         rows = "\n".join(map(_row, found))
         parts.append(f"## {section}\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n{rows}\n")
     alerts = "\n".join(
-        f"| [{name}](runbooks.md#{name.lower()}) | {severity} | {summary} |"
+        f"| [{name}](runbooks.md#{name.lower()}) | {severity} | {_plain(summary)} |"
         for name, severity, summary in rules
     )
     parts += [f"{_BEHIND}\n| alert | severity | says |\n|---|---|---|\n{alerts}\n", _COST.format(cost=cost)]
     return "\n".join(parts)
+
+
+def _plain(summary: str) -> str:
+    """Without the template's braces: the label in capitals."""
+    return re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda found: found[1].upper(), summary)
 
 
 def _section_of(name: str) -> str:

@@ -6,6 +6,7 @@ stands for the dashboard's selection of jobs and instances.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -246,7 +247,7 @@ def _panel(panel: Panel, number: int, left: int, top: int) -> Json:
         "targets": [
             _target(panel, query, chr(ord("A") + place)) for place, query in enumerate(panel.queries)
         ],
-        "fieldConfig": {"defaults": _defaults(panel), "overrides": _overrides()},
+        "fieldConfig": {"defaults": _defaults(panel), "overrides": _overrides(panel)},
         "options": _OPTIONS[panel.kind],
     }
 
@@ -295,13 +296,17 @@ def _defaults(panel: Panel) -> Json:
     return defaults
 
 
-def _overrides() -> list[Json]:
+def _overrides(panel: Panel) -> list[Json]:
+    """The colours of words: all where a label is a series' whole name, else those of the names that there are."""
+    legends = {query.legend for query in panel.queries}
+    has_words = any(re.fullmatch(r"\{\{\w+\}\}", legend) for legend in legends)
     return [
         {
             "matcher": {"id": "byName", "options": name},
             "properties": [{"id": "color", "value": {"mode": "fixed", "fixedColor": colour}}],
         }
         for name, colour in COLOURS.items()
+        if has_words or name in legends
     ]
 
 

@@ -121,6 +121,7 @@ def recordings(windows: Windows) -> tuple[Recording, ...]:
 
 
 _EVERY = {"job": "mxgate"}
+_BUILD = 'version="1",python="3"'
 _ONE = {"job": "mxgate", "instance": "mx1:9464"}
 _HOST = 'route="main",host="10.0.0.5:25"'
 _OTHER_HOST = 'route="main",host="10.0.0.6:25"'
@@ -137,14 +138,35 @@ def alerts(windows: Windows) -> tuple[Alert, ...]:
     return (
         Alert(
             "MxgateDown",
-            "absent(mxgate_build_info)",
+            "up == 0 and on (job, instance) last_over_time(mxgate_build_info[1d])",
             windows.soon,
             CRITICAL,
-            "No gateway can be scraped",
-            "Prometheus has no numbers of any gateway: they are down, or it does not reach their admin port.",
+            "{{ $labels.instance }} does not answer",
+            "Prometheus gets no numbers of this gateway: it is down, or its admin port cannot be reached.",
             (
-                _fires({}, "5m"),
-                _quiet({_series("mxgate_build_info", 'version="1"'): "1x10"}, "5m"),
+                _fires(
+                    {_series("up"): "1 1 0x20", _series("mxgate_build_info", _BUILD): "1 1 _x20"},
+                    "10m",
+                    **_ONE,
+                ),
+                # somebody else's target
+                _quiet(
+                    {_series("up"): "1x20", _series("mxgate_build_info", _BUILD): "1x20"}
+                    | {'up{job="node",instance="mx1:9100"}': "0x20"},
+                    "10m",
+                ),
+            ),
+        ),
+        Alert(
+            "MxgateAbsent",
+            "absent(mxgate_build_info)",
+            windows.patient,
+            CRITICAL,
+            "No gateway is scraped",
+            "Prometheus knows no gateway at all: none runs, or it is not told where they are.",
+            (
+                _fires({}, "15m"),
+                _quiet({_series("mxgate_build_info", _BUILD): "1x20"}, "15m"),
             ),
         ),
         Alert(

@@ -159,6 +159,13 @@ class Listener:
         )
         outcomes = ("served", "limit", "client_limit", "client_rate")
         self.connections = {o: connections.labels(o) for o in outcomes}
+        origins = metrics.counters(
+            "mxgate_clients_total",
+            "Connections that were served, by where the client's address belongs to; proxy: a balancer told it",
+            ("origin",),
+        )
+        self.origins = {origin: origins.labels(origin.name.lower()) for origin in Origin}
+        self.proxied = origins.labels("proxy")
         self.open_connections = metrics.gauges(
             "mxgate_open_connections", "Connections that are open, of all workers"
         ).labels()
@@ -449,6 +456,7 @@ class Connection(asyncio.Protocol):
         if refusal is not None:
             _turn_away(self._transport, refusal, implicit_tls=self._implicit_tls)
             return
+        (listener.proxied if self._origin is None else listener.origins[self._origin]).inc()
         self._is_closed = False
         self._client = counted
         counts.client_opened(counted)

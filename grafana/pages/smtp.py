@@ -40,6 +40,21 @@ _CONNECTIONS = Row(
             max=1,
         ),
         Panel(
+            "Where clients come from",
+            "By what their addresses belong to; proxy: a balancer told the address. Many at private addresses, where mail of "
+            "the Internet is expected, are a balancer or a NAT in front.",
+            "ops",
+            (Query(rate("mxgate_clients_total", "origin"), "{{origin}}"),),
+            stacked=True,
+        ),
+        Panel(
+            "Part of clients at private addresses",
+            "Of the connections that were served.",
+            "percentunit",
+            (Query(share("mxgate_clients_total", 'origin="private"'), "private"),),
+            max=1,
+        ),
+        Panel(
             "PROXY headers",
             "Connections of balancers by the header that they sent. Nothing where no balancer is configured.",
             "ops",

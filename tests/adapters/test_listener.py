@@ -603,6 +603,7 @@ async def test_commands_are_counted_by_their_verb(world: World) -> None:
     await client.say("NONSENSE", "RCPT TO:nobody", "QUIT")
     await world.empty()
     world.listener._count_replies()
+    assert world.services.metrics.of("mxgate_clients_total") == {("loopback",): 1}
     assert world.services.metrics.of("mxgate_commands_total") == {
         ("ehlo",): 1,
         ("mail",): 1,
