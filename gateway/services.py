@@ -75,6 +75,8 @@ class Gauges(Protocol):
     """Gauges of one name."""
 
     def labels(self, *values: str) -> Gauge: ...
+    def clear(self) -> None:
+        """Forget all of them: label values that hold no more are not shown."""
 
 
 class Histograms(Protocol):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from gateway.adapters.metrics import ProcessMetrics
+    from gateway.services import Metrics
 
 _PROC = Path("/proc")
 
@@ -45,7 +45,7 @@ def use_of(pid: int, proc: Path = _PROC) -> Use | None:
 class Processes:
     """Counts what the supervisor and its workers use."""
 
-    def __init__(self, metrics: ProcessMetrics) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         self._cpu = metrics.counters(
             "mxgate_process_cpu_seconds_total", "Seconds of CPU that a process used", ("process",)
         )

@@ -106,6 +106,10 @@ class _Family:
         key = (self._name, *values)
         return _Child(self._metrics.values, self._metrics.observed[key], key)
 
+    def clear(self) -> None:
+        for key in [key for key in self._metrics.values if key[0] == self._name]:
+            del self._metrics.values[key]
+
 
 class FakeMetrics:
     """`metrics["mxgate_x_total", "label"]` is a counter's or gauge's value; `observed` what histograms saw."""
