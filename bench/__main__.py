@@ -3,13 +3,14 @@
 import signal
 import sys
 
-from bench import forward, greylist, store, verify
+from bench import forward, greylist, metrics, store, verify
 
 USAGE = """\
 usage: python -m bench [NAME [OPTION ...]]      without a name: all of them
 
   forward     CPU per forwarded message and memory per connection, beside peers; options: forward --help
   greylist    decisions a second and latency with each store, octets per entry; --quick for a look
+  metrics     a count, a push, and scrapes of four workers under load; --quick for a look
   store       CPU and latency of a question to each store, octets per entry; --quick for a look
   verify      CPU of SPF and DKIM of a message, beside pyspf and dkimpy; options: verify --help"""
 
@@ -22,11 +23,15 @@ def main(arguments: list[str]) -> int:
         case []:
             store.main([])
             greylist.main([])
+            metrics.main([])
             return forward.main([]) or verify.main([])
         case ["forward", *options]:
             return forward.main(options)
         case ["greylist", *options]:
             greylist.main(options)
+            return 0
+        case ["metrics", *options]:
+            metrics.main(options)
             return 0
         case ["store", *options]:
             store.main(options)

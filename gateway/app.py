@@ -24,6 +24,7 @@ from gateway.adapters import memory
 from gateway.adapters.dns import Dns, DnsSettings, DnsSettingsError, Nameserver
 from gateway.adapters.listener import Listener, ListenerSettings
 from gateway.adapters.log import open_log, take_over_library_logs
+from gateway.adapters.loop_lag import LoopLag
 from gateway.adapters.metrics import ProcessMetrics
 from gateway.adapters.relay import (
     HostSettings,
@@ -58,7 +59,7 @@ from gateway.open_store import WorkerStore
 from gateway.own_names import under_name
 from gateway.pipeline import Pipeline, least_times
 from gateway.plan import PlanError, Step
-from gateway.services import Instruments, Log, Resolver, Services
+from gateway.services import Instruments, Log, Merge, Resolver, Services
 from gateway.smtp.server import ServerSettings
 from gateway.store import StoreError
 
@@ -97,7 +98,8 @@ def run_worker(
     """Serve until drained; the exit code. Everything that this process needs from its parent is in the arguments."""
     metrics = ProcessMetrics()
     lost_lines = metrics.counters(
-        "mxgate_log_lines_lost_total", "Log lines that could not be written"
+        "mxgate_log_lines_lost_total",
+        "Log lines that standard error did not take at once; mail never waits for the log",
     ).labels()
     log = open_log(config.log.format, on_loss=lost_lines.inc)
     # Messages leave hardly any cycles; to look for them as often as Python does would cost a hundredth of each.
@@ -145,7 +147,11 @@ class Worker:
         self._listener: Listener | None = None
         self._relay: SmtpRelay | None = None
         self._dns: Dns | None = None
+        self._tls: ServerTls | None = None
+        self._content_spool: Spool | None = None
         self._decisions = DecisionRing()
+        self._lag = LoopLag(metrics)
+        self._gauges = _Gauges(metrics)
         self._pushing: asyncio.TimerHandle | None = None
         self._state = State(listening=False, draining=False, policies_started=False)
 
@@ -160,8 +166,8 @@ class Worker:
         config = self._config
         self._catch_signals()
         self._channel = await open_channel(channel, on_message=self._on_message, on_close=self._on_close)
-        tls = self._server_tls()
-        spool = self._spool()
+        self._tls = tls = self._server_tls()
+        self._content_spool = spool = self._spool()
         try:
             self._dns = dns = Dns(dns_settings(config), self._instruments)
         except DnsSettingsError as exc:
@@ -207,6 +213,7 @@ class Worker:
         await listener.start(listening, listening_tls)
         self._say(listening=True, policies_started=True)
         self._log.info("worker.started", pid=os.getpid(), policies=[p.name for p in self._planned])
+        self._lag.start()
         self._push()
         await self._stop.wait()
         await listener.stop_accepting()
@@ -217,6 +224,7 @@ class Worker:
         await pipeline.stop()
         await self._store.close()
         await dns.close()
+        self._lag.stop()
         if self._pushing is not None:
             self._pushing.cancel()
         self._channel.send(MetricsPush(self._metrics.snapshot()))
@@ -287,6 +295,7 @@ class Worker:
         if channel.is_writable:
             if self._detail() != self._state.detail:
                 self._say()
+            self._gauges.look(self._content_spool, self._tls)
             channel.send(MetricsPush(self._metrics.snapshot()))
         self._pushing = asyncio.get_running_loop().call_later(_PUSH_S, self._push)
 
@@ -350,6 +359,39 @@ class Worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         loop.add_signal_handler(signal.SIGTERM, self._drain, 0.0)
+
+
+class _Gauges:
+    """What is looked at before each push, since it costs nothing then."""
+
+    def __init__(self, metrics: ProcessMetrics) -> None:
+        self._metrics = metrics
+        self._content = metrics.gauges(
+            "mxgate_content_memory_bytes", "Octets of messages under way that are in memory"
+        ).labels()
+        self._limit = metrics.gauges(
+            "mxgate_content_memory_limit_bytes",
+            "Octets of messages that may be in memory, of all workers; what is beyond that goes to files",
+        ).labels()
+        self._spilled = metrics.counters(
+            "mxgate_content_spilled_total", "Messages whose content went from memory to a file"
+        ).labels()
+        self._spills = 0
+
+    def look(self, spool: Spool | None, tls: ServerTls | None) -> None:
+        """As of now."""
+        if spool is not None:
+            self._content.set(spool.used_bytes)
+            self._limit.set(spool.total_bytes)
+            self._spilled.inc(spool.spilled - self._spills)
+            self._spills = spool.spilled
+        if tls is not None:
+            # a gateway without a certificate shows none that could end
+            self._metrics.gauges(
+                "mxgate_certificate_expiry_timestamp_seconds",
+                "When the first certificate of the chain that clients are shown ends, since the epoch",
+                merge=Merge.MIN,
+            ).labels().set(tls.expires_at)
 
 
 class ResolverForPolicies(typing.Protocol):

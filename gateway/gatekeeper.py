@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from gateway.decision import DecisionRing
     from gateway.pipeline import Group, Pipeline, Trail
     from gateway.relaying import Delivery, Offer, Relay
-    from gateway.services import Counter, Services
+    from gateway.services import Counter, Counters, Services
     from gateway.watching import Watching
 
 # Of the 20 s of the RCPT stage (DESIGN.md section 8)
@@ -94,8 +94,25 @@ _DONE = {
     Action.DEFER: "deferred",
     Action.REJECT: "rejected",
 }
+# A policy chooses its reasons: one that makes them up would fill the memory of who counts them.
+_MAX_REASONS = 500
+_SIZES = tuple(1024 * 4**power for power in range(9))  # 1 KiB to 64 MiB
 # Labels of mxgate_auth_results_total
 _METHODS, _OTHER = ("spf", "dkim", "arc", "dmarc"), "other"
+
+
+class _ByReason(dict[tuple[str, str, str], "Counter"]):
+    """Counters by action, policy and reason, bound when first seen; too many reasons are counted together."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+
+    def __missing__(self, key: tuple[str, str, str]) -> Counter:
+        if len(self) < _MAX_REASONS:
+            counter = self[key] = self._counters.labels(*key)
+            return counter
+        action, policy, _ = key
+        return self._counters.labels(action, policy, _OTHER)
 
 
 class Gatekeeper:
@@ -127,28 +144,41 @@ class Gatekeeper:
         self.own_ids = own_ids(self.authserv_id, *settings.authserv_id_aliases)
         # fields that nobody but us may have written
         self.removed = frozenset([settings.quarantine_header.lower().encode("ascii"), b"received-spf"])
-        transactions = services.metrics.counters(
-            "mxgate_transactions_total", "Finished transactions by what became of them", ("action",)
+        self.transactions = _ByReason(
+            services.metrics.counters(
+                "mxgate_transactions_total",
+                "Finished transactions by what became of the message, and who decided it and why; aborted: the "
+                "client gave it up; one whose recipients were all refused is what the last of them was answered",
+                ("action", "policy", "reason"),
+            )
         )
-        self.transactions = {a: transactions.labels(a) for a in (*_DONE.values(), "aborted")}
-        recipients = services.metrics.counters(
-            "mxgate_recipients_total", "Recipients by what they were answered", ("action",)
+        self.recipients = _ByReason(
+            services.metrics.counters(
+                "mxgate_recipients_total",
+                "Recipients by what they were answered, and who decided it and why",
+                ("action", "policy", "reason"),
+            )
         )
-        self.recipients: dict[str, Counter] = {
-            a: recipients.labels(a) for a in ("accepted", "deferred", "rejected")
-        }
+        # there from the start: most mail is like this, and who waits for a first failure must see it come
+        self.transactions["accepted", "", ""].inc(0)
+        self.transactions["deferred", "", "spool"].inc(0)
+        self.transactions["aborted", "", "client"].inc(0)
+        self.recipients["accepted", "", "downstream"].inc(0)
         self.content_bytes = services.metrics.counters(
             "mxgate_content_bytes_total", "Octets of content that was delivered"
         ).labels()
+        self.size = services.metrics.histograms(
+            "mxgate_message_size_bytes", "Octets of each message that was delivered", (), _SIZES
+        ).labels()
         durations = services.metrics.histograms(
             "mxgate_transaction_duration_seconds",
-            "From MAIL to the final reply, by what became of it",
+            "Seconds from MAIL to the final reply, by what became of the message",
             ("action",),
         )
         self.duration = {a: durations.labels(a) for a in _DONE.values()}
         found = services.metrics.counters(
             "mxgate_auth_results_total",
-            "Authentication results of finished transactions",
+            "Authentication results of transactions, as Authentication-Results has them; each signature counts",
             ("method", "result"),
         )
         self.auth_results = {m: {r: found.labels(m, r) for r in Result} for m in (*_METHODS, _OTHER)}
@@ -355,10 +385,11 @@ class Conversation:
             if answer.is_positive:
                 open_.accepted.append(rcpt)
                 open_.is_behind = True
-                gate.recipients["accepted"].inc()
+                gate.recipients["accepted", word.policy, word.reason].inc()
             else:
                 open_.refused.append((rcpt, word))
-                gate.recipients["deferred" if answer.is_transient else "rejected"].inc()
+                action = "deferred" if answer.is_transient else "rejected"
+                gate.recipients[action, word.policy, word.reason].inc()
                 unknown += answer.enhanced in UNKNOWN_RECIPIENT
         if not open_.accepted:
             open_.route = None  # only an accepted recipient binds the others to its route and group
@@ -555,6 +586,7 @@ class Conversation:
             return self._finish(open_, _Word(answer, delivery.error))
         assert open_.body is not None
         gate.content_bytes.inc(open_.body.size_bytes)
+        gate.size.observe(open_.body.size_bytes, open_.tx.id)
         # what a policy says that let the message pass is no reason of the whole; it stands with that policy's verdict
         reason = verdict.reason if decided.policy else ""
         return self._finish(
@@ -579,7 +611,7 @@ class Conversation:
             word = open_.refused[-1][1]
             if not open_.accepted:
                 action = "deferred" if word.reply.is_transient else "rejected"
-        gate.transactions[action].inc()
+        gate.transactions[action, word.policy if word else "", word.reason if word else "client"].inc()
         if word is not None:
             self._log(open_, "transaction.refused", action, Stage.RCPT, word, elapsed_s)
         elif open_.accepted:
@@ -631,9 +663,9 @@ class Conversation:
         if gate.pipeline.plans_outcome:
             group = open_.group or gate.pipeline.base
             self._outcome = (open_.current(), Outcome(answer, delivered), group)
-        gate.transactions[done].inc()
+        gate.transactions[done, word.policy, word.reason].inc()
         elapsed_s = gate.services.clock.monotonic() - open_.begun
-        gate.duration[done].observe(elapsed_s)
+        gate.duration[done].observe(elapsed_s, open_.tx.id)
         self._log(open_, f"message.{done}", done, stage, word, elapsed_s, delivered=delivered)
         return Answer(answer, word.close)
 

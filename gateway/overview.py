@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from gateway import __version__
 from gateway.adapters.metrics import MergedMetrics
+from gateway.adapters.processes import Processes
 from gateway.decision import merge_decisions, parse_query
 from gateway.generation import Generation, config_hash
 from gateway.workers import Workers
@@ -29,9 +30,13 @@ class Overview:
         self.merged = MergedMetrics()
         own = self.merged.own
         self.lost_lines = own.counters(
-            "mxgate_log_lines_lost_total", "Log lines that could not be written"
+            "mxgate_log_lines_lost_total",
+            "Log lines that standard error did not take at once; mail never waits for the log",
         ).labels()
-        self.living = own.gauges("mxgate_workers", "Worker processes that run").labels()
+        self.living = own.gauges(
+            "mxgate_workers",
+            "Worker processes that run; after a reload also old ones that end their sessions",
+        ).labels()
         self.restarts = own.counters(
             "mxgate_worker_restarts_total", "Workers that died and were replaced"
         ).labels()
@@ -41,9 +46,21 @@ class Overview:
             "mxgate_start_time_seconds", "When the supervisor started, since the epoch"
         ).labels()
         started.set(time.time())
-        self._hash = own.gauges("mxgate_config_hash", "The configuration in force, as a number").labels()
+        self._ready = own.gauges(
+            "mxgate_ready", "Whether /readyz says that the gateway should get mail: 1 or 0"
+        ).labels()
+        self._configured = own.gauges(
+            "mxgate_workers_configured", "Worker processes that the configuration in force asks for"
+        ).labels()
+        self._processes = Processes(own)
+        self._config = own.gauges(
+            "mxgate_config_info",
+            "The configuration in force, without its secrets; always 1: equal on machines with equal ones",
+            ("hash",),
+        )
         self._reload_success = own.gauges(
-            "mxgate_config_last_reload_success", "Whether the last reload, or else the start, took effect"
+            "mxgate_config_last_reload_success",
+            "0 when the last reload failed and the old configuration stays in force, else 1",
         ).labels()
         self._reload_time = own.gauges(
             "mxgate_config_last_reload_success_timestamp_seconds",
@@ -57,7 +74,9 @@ class Overview:
         """This configuration holds now."""
         self.current = generation
         self._config_hash = config_hash(generation.config)
-        self._hash.set(int(self._config_hash, 16))
+        self._config.clear()
+        self._config.labels(self._config_hash).set(1)
+        self._configured.set(generation.workers)
         self._reload_success.set(1)
         self._reload_time.set(time.time())
 
@@ -89,6 +108,8 @@ class Overview:
 
     def metrics(self, accept: str) -> tuple[bytes, str]:
         """Of all processes."""
+        self._ready.set(not self.not_ready())
+        self._processes.look((worker.number, worker.pid) for worker in self._workers)
         return self.merged.render(accept)
 
     async def status(self) -> Mapping[str, object]:

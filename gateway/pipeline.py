@@ -66,7 +66,9 @@ class _Metrics:
 
     def __init__(self, metrics: Metrics) -> None:
         self.decisions = metrics.counters(
-            "mxgate_policy_decisions_total", "Verdicts of policies", ("policy", "stage", "action")
+            "mxgate_policy_decisions_total",
+            "Verdicts of policies that counted; of an observed policy always continue",
+            ("policy", "stage", "action"),
         )
         self.would = metrics.counters(
             "mxgate_policy_would_total",
@@ -74,13 +76,19 @@ class _Metrics:
             ("policy", "stage", "action"),
         )
         self.failures = metrics.counters(
-            "mxgate_policy_failures_total", "Policies that failed, by how", ("policy", "stage", "failure")
+            "mxgate_policy_failures_total",
+            "Failures of policies, by how: an exception, a deadline, or what is no verdict",
+            ("policy", "stage", "failure"),
         )
         self.blocked = metrics.counters(
-            "mxgate_policy_blocked_total", "Times that a policy kept the loop busy", ("policy", "stage")
+            "mxgate_policy_blocked_total",
+            "Times that a policy kept its worker busy for over 0.5 s at once, while no other session was served",
+            ("policy", "stage"),
         )
         self.duration = metrics.histograms(
-            "mxgate_policy_duration_seconds", "From a hook's call to its verdict", ("policy", "stage")
+            "mxgate_policy_duration_seconds",
+            "Seconds from the call of a policy to its verdict",
+            ("policy", "stage"),
         )
 
 
@@ -383,7 +391,7 @@ class Pipeline:
                 here.sort(key=lambda heard: rank.index(heard[0]))
             for heard in here:
                 hook, verdict, took_s, _ = heard
-                hook.duration.observe(took_s)
+                hook.duration.observe(took_s, args[0].id)
                 if hook.is_observed or trail is not None:
                     verdict = _recorded(heard, trail, args)
                 hook.decisions[verdict.action].inc()

@@ -53,7 +53,8 @@ class Gauge(Protocol):
 class Histogram(Protocol):
     """Observations counted in buckets."""
 
-    def observe(self, amount: float) -> None: ...
+    def observe(self, amount: float, tx: str = "") -> None:
+        """Count one; `tx` is the id of the transaction that it is an example of, shown beside its bucket."""
 
 
 class Merge(StrEnum):
@@ -74,6 +75,8 @@ class Gauges(Protocol):
     """Gauges of one name."""
 
     def labels(self, *values: str) -> Gauge: ...
+    def clear(self) -> None:
+        """Forget all of them: label values that hold no more are not shown."""
 
 
 class Histograms(Protocol):

@@ -8,13 +8,15 @@ The questions about the author domain have a time of their own, which other doma
 none are asked about domains of others. When that time is used up all the same, mail is deferred: "could not be asked"
 is what DNS of the author domain says, not what we had no time for.
 
+mxgate_dmarc_messages_total counts each message by the domain owner's policy and by what became of it here.
+
 Of trusted and authenticated clients the result is reported, and nothing is refused. Nor is it where a balancer hides
 its clients' addresses, since SPF cannot be checked there; a From field without one author domain still is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
@@ -50,6 +52,7 @@ from policies.verify.org_domain import public_suffixes
 # DESIGN.md section 5: the author domain's own time
 JUDGE_S = 8.0
 
+_ABSENT = "absent"
 TRUSTED = "policy not applied: the client is trusted"
 HIDDEN = "policy not applied: the client's address is hidden"
 BAD_FROM = Reply(550, "5.6.0", "The message needs one From field with addresses of one domain")
@@ -141,6 +144,13 @@ class Dmarc(Policy[DmarcSettings]):
     def __init__(self, settings: DmarcSettings, services: Services) -> None:
         super().__init__(settings, services)
         self._overrides = settings.overrides()
+        self._counted = services.metrics.counters(
+            "messages_total",
+            "Messages by the result, by the policy of the author domain (absent: it has none), and by what the policy "
+            "dmarc decided",
+            ("result", "policy", "disposition"),
+        )
+        self._count_one: dict[tuple[str, str, str], Callable[[], None]] = {}
 
     async def start(self) -> None:
         """Reads the Public Suffix List where it is used: it takes too long for a session."""
@@ -159,13 +169,28 @@ class Dmarc(Policy[DmarcSettings]):
         """One result, and what becomes of the mail."""
         author = _author(tx)
         if isinstance(author, AuthorError):
-            return self._bad_from(tx, author)
+            verdict = self._bad_from(tx, author)
+            self._count(Result.PERMERROR, _ABSENT, verdict)
+            return verdict
         found = await self.services.dns.run(
             judge(author, _identifiers(tx), self.settings.discovery),
             tx,
             timeout_s=JUDGE_S,
             own_budget=True,
         )
+        verdict = self._judged(tx, author, found)
+        is_applicable = found.record is not None and found.record.is_applicable
+        self._count(found.result, found.policy if is_applicable else _ABSENT, verdict)
+        return verdict
+
+    def _count(self, result: str, policy: str, verdict: Verdict) -> None:
+        key = str(result), str(policy), verdict.action.label
+        count_one = self._count_one.get(key)
+        if count_one is None:
+            count_one = self._count_one[key] = self._counted.labels(*key).inc
+        count_one()
+
+    def _judged(self, tx: Transaction, author: Domain, found: DmarcResult) -> Verdict:
         handling = self._handling(found)
         if handling is Handling.CONTINUE:
             return _verdict(handling, found)

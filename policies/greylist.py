@@ -274,7 +274,7 @@ class _Metrics:
     def __init__(self, services: Services) -> None:
         metrics = services.metrics
         deferred = metrics.counters(
-            "mxgate_greylist_deferred_total", "Attempts that were deferred", ("attempt",)
+            "mxgate_greylist_deferred_total", "Attempts of strangers that were deferred", ("attempt",)
         )
         self.deferred = {each: deferred.labels(each) for each in ("first", "early", "over_limit")}
         skipped = metrics.counters(
@@ -282,7 +282,10 @@ class _Metrics:
         )
         self.skipped = {each: skipped.labels(each) for each in Skip}
         self.delay = metrics.histograms(
-            "mxgate_greylist_delay_seconds", "From the first attempt to the one that passed", (), _BUCKETS
+            "mxgate_greylist_delay_seconds",
+            "Seconds from the first attempt of a stranger to the one that passed",
+            (),
+            _BUCKETS,
         ).labels()
         self.never_came_back = metrics.counters(
             "mxgate_greylist_never_came_back_total",

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 README = (ROOT / "README.md").read_text("utf-8")
 OPERATE = (ROOT / "docs" / "operate.md").read_text("utf-8")
+METRICS = (ROOT / "docs" / "metrics.md").read_text("utf-8")
 RFC = (ROOT / "docs" / "rfc.md").read_text("utf-8")
 
 
@@ -174,15 +175,18 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.mark.e2e
-def test_every_metric_is_explained_with_its_labels_and_no_other(running: Running) -> None:
+def test_every_metric_that_is_shown_is_explained_with_its_labels(running: Running) -> None:
     page = running.page("/metrics")
     shown = dict(re.findall(r"^# TYPE (\w+) (\w+)$", page, flags=re.MULTILINE))
-    rows = re.findall(r"^\| `(mxgate_\w+)` \| (\w+) \|([^|]*)\|", OPERATE, flags=re.MULTILINE)
-    assert {name: kind for name, kind, _ in rows} == shown
+    rows = re.findall(r"^\| `(mxgate_\w+)` \| (\w+) \|([^|]*)\|", METRICS, flags=re.MULTILINE)
+    # which of them there are: tests/grafana; the demo has no certificate, and not all policies
+    assert shown.items() <= {name: kind for name, kind, _ in rows}.items()
     for name, _, labels in rows:
+        if name not in shown:
+            continue
         sample = re.search(rf"^{name}(?:_sum)?(?:\{{(.*)\}})? ", page, flags=re.MULTILINE)
         assert sample, name
-        told = set(re.findall(r"`(\w+)`", labels))
+        told = set(re.findall(r"`(\w+)`:", labels))
         assert told == set(re.findall(r'(\w+)="', sample[1] or "")), name
 
 

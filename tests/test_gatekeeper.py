@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from gateway.adapters.metrics import ProcessMetrics
 from gateway.decision import Decision, DecisionRing, RcptAnswer
-from gateway.gatekeeper import Answer, GatekeeperSettings, RcptAnswers
+from gateway.gatekeeper import Answer, GatekeeperSettings, RcptAnswers, _ByReason
 from gateway.mail.body import Spool
 from gateway.policy import Outcome
 from gateway.relaying import Delivery, Offer
@@ -91,6 +92,28 @@ async def test_what_the_downstream_refuses_is_refused_with_its_reply(answer: Rep
     assert world.services.metrics["mxgate_content_bytes_total"] == 0
     ((event, keys),) = world.lines
     assert (event, keys["reason"], keys["code"]) == (f"message.{action}", "refused", answer.code)
+
+
+async def test_who_decided_and_why_is_counted_with_the_action() -> None:
+    world = World(Says({Stage.RCPT: reject("taste", NEVER)}))
+    talk = await world.greet()
+    await talk.mail(envelope())
+    await talk.rcpt([rcpt("b@example.org")])
+    talk.reset()
+    metrics = world.services.metrics
+    assert metrics.of("mxgate_recipients_total") == {("rejected", "says", "taste"): 1}
+    assert metrics.of("mxgate_transactions_total") == {("rejected", "says", "taste"): 1}
+
+
+def test_a_policy_that_makes_reasons_up_fills_no_memory() -> None:
+    metrics = ProcessMetrics()
+    counted = _ByReason(metrics.counters("mxgate_x_total", "X", ("action", "policy", "reason")))
+    for number in range(2000):
+        counted["rejected", "odd", f"made_up_{number}"].inc()
+    (family,) = metrics.families()
+    children = family.children()
+    assert len(children) == 501
+    assert children["rejected", "odd", "other"] == [1500]
 
 
 @pytest.mark.parametrize("answer", [STORED, Reply(354, "", "Go on")], ids=str)

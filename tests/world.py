@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine
 from ipaddress import ip_address
 from typing import Any
@@ -72,8 +73,12 @@ class World:
     def lines(self) -> list[tuple[str, dict[str, Any]]]:
         return [(line.event, line.keys) for line in self.services.log.of("info")]
 
-    def count(self, name: str) -> dict[str, float]:
-        return {key[0]: value for key, value in self.services.metrics.of(f"mxgate_{name}_total").items()}
+    def count(self, name: str) -> dict[str, int]:
+        """What was counted by action, whoever decided it and why."""
+        counted: Counter[str] = Counter()
+        for (action, *_), value in self.services.metrics.of(f"mxgate_{name}_total").items():
+            counted[action] += int(value)
+        return counted
 
     async def greet(self) -> Conversation:
         talk = self.gate.open(CLIENT, 1234)

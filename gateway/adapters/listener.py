@@ -31,6 +31,7 @@ from gateway.connection_counts import Client, ConnectionCounts, lone_counts
 from gateway.services import Merge
 from gateway.session import AddressSource, TlsInfo, client_address
 from gateway.smtp import reply
+from gateway.smtp.command import Verb
 from gateway.smtp.proxy_protocol import (
     MAX_HEADER_BYTES,
     HeaderKind,
@@ -39,7 +40,7 @@ from gateway.smtp.proxy_protocol import (
     read_header,
 )
 from gateway.smtp.reply import Reply
-from gateway.smtp.server import Phase, Server, ServerSettings
+from gateway.smtp.server import INVALID, Phase, Server, ServerSettings
 from gateway.stepping import step
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ _TLS_HANDSHAKE_S = 30.0
 # A balancer sends its header as soon as it is connected; some send it late
 _PROXY_HEADER_S = 10.0
 _PROXY_OUTCOMES = (*map(str, HeaderKind), "invalid", "truncated", "timeout", "empty")
+_TLS_VERSIONS = ("TLSv1.2", "TLSv1.3")
+# A part of OpenSSL's name of the cipher suite -> its family; all others of TLS 1.2 are in CBC mode, or nobody's
+_CIPHER_FAMILIES = {"GCM": "aes_gcm", "CHACHA20": "chacha20_poly1305", "CCM": "aes_ccm", "-SHA": "cbc"}
 # A sender this slow for this long is not worth a session (SECURITY.md 1.8)
 _MIN_RATE_BYTES_S = 100
 _MIN_RATE_AFTER_S = 60
@@ -149,36 +153,67 @@ class Listener:
         self._hidden_by: IPv4Address | IPv6Address | None = None  # as of the last sweep
         metrics = services.metrics
         connections = metrics.counters(
-            "mxgate_connections_total", "Connections by how they began", ("outcome",)
+            "mxgate_connections_total",
+            "Connections by how they began: served, or refused for a limit of all, of a client, or of its rate",
+            ("outcome",),
         )
         outcomes = ("served", "limit", "client_limit", "client_rate")
         self.connections = {o: connections.labels(o) for o in outcomes}
+        origins = metrics.counters(
+            "mxgate_clients_total",
+            "Connections that were served, by where the client's address belongs to; proxy: a balancer told it",
+            ("origin",),
+        )
+        self.origins = {origin: origins.labels(origin.name.lower()) for origin in Origin}
+        self.proxied = origins.labels("proxy")
         self.open_connections = metrics.gauges(
-            "mxgate_open_connections", "Connections that are open"
+            "mxgate_open_connections", "Connections that are open, of all workers"
         ).labels()
+        metrics.gauges(
+            "mxgate_max_connections", "Connections that may be open, of all workers together", merge=Merge.MAX
+        ).labels().set(settings.max_connections)
         self.replies = _Bound(
             metrics.counters("mxgate_replies_total", "Replies to clients by code", ("code",))
         )
+        commands = metrics.counters(
+            "mxgate_commands_total",
+            "Commands of clients by their verb; invalid: what is no command, or no good one",
+            ("verb",),
+        )
+        self.verbs = {verb: commands.labels(verb.lower()) for verb in (*map(str, Verb), INVALID)}
         # counted here, and told once a second: there are several for each message
         self.codes: defaultdict[int, int] = defaultdict(int)
+        self.commands: defaultdict[str, int] = defaultdict(int)
         self.closed = _Bound(
             metrics.counters("mxgate_closed_sessions_total", "Sessions by what ended them", ("reason",))
         )
+        # there from the start, so that the first one is seen to come
+        self.closed["failed"].inc(0)
         handshakes = metrics.counters(
-            "mxgate_tls_handshakes_total", "TLS handshakes by outcome", ("outcome",)
+            "mxgate_tls_handshakes_total", "TLS handshakes, of STARTTLS and of implicit TLS", ("outcome",)
         )
         self.handshakes = {o: handshakes.labels(o) for o in ("done", "failed")}
+        encrypted = metrics.counters(
+            "mxgate_tls_sessions_total",
+            "Sessions under TLS by its version and the family of the cipher",
+            ("version", "cipher"),
+        )
+        self.encrypted = {
+            (version, family): encrypted.labels(version, family)
+            for version in (*_TLS_VERSIONS, "other")
+            for family in (*_CIPHER_FAMILIES.values(), "other")
+        }
         headers = metrics.counters(
             "mxgate_proxy_headers_total", "Connections of balancers by their PROXY header", ("outcome",)
         )
         self.proxy_headers = {o: headers.labels(o) for o in _PROXY_OUTCOMES}
         self._source_hidden = metrics.gauges(
             "mxgate_source_hidden",
-            "Whether a private address seems to be a balancer's that hides its clients",
+            "Workers for which a private address seems to be a balancer's that hides its clients",
         ).labels()
         self._source_share = metrics.gauges(
             "mxgate_source_share",
-            "Part of the recent clients that came from the commonest private address",
+            "Part (0 to 1) of the last 1000 clients that came from the commonest private address; the workers' largest",
             merge=Merge.MAX,
         ).labels()
 
@@ -263,6 +298,9 @@ class Listener:
         for code, count in self.codes.items():
             self.replies[code].inc(count)
         self.codes.clear()
+        for verb, count in self.commands.items():
+            self.verbs[verb].inc(count)
+        self.commands.clear()
 
     def count_closed(self, reason: str) -> None:
         """Account for the end of a session."""
@@ -418,6 +456,7 @@ class Connection(asyncio.Protocol):
         if refusal is not None:
             _turn_away(self._transport, refusal, implicit_tls=self._implicit_tls)
             return
+        (listener.proxied if self._origin is None else listener.origins[self._origin]).inc()
         self._is_closed = False
         self._client = counted
         counts.client_opened(counted)
@@ -430,6 +469,7 @@ class Connection(asyncio.Protocol):
             listener.server_settings,
             self,
             listener.codes,
+            listener.commands,
             tls_active=self._implicit_tls,
             # an address that hides its clients is nobody's own device
             allow_bare_lf=bool(bare_lf)
@@ -742,10 +782,12 @@ class Connection(asyncio.Protocol):
             listener.handshakes["failed"].inc()
             return False
         listener.handshakes["done"].inc()
+        tls = _describe(transport.get_extra_info("ssl_object"))
+        listener.encrypted[_tls_class(tls)].inc()
         self._transport = transport
         self._writing_paused = self._reading_paused = False
         self._conversation.reset()
-        self._conversation.tls_started(_describe(transport.get_extra_info("ssl_object")))
+        self._conversation.tls_started(tls)
         return True
 
     def _handshake_ended(self, is_done: bool) -> None:  # noqa: FBT001  # a callback
@@ -909,3 +951,11 @@ def _describe(ssl_object: ssl.SSLObject) -> TlsInfo:
     """Version and cipher of a finished handshake."""
     cipher = ssl_object.cipher()
     return TlsInfo(ssl_object.version() or "", cipher[0] if cipher else "")
+
+
+def _tls_class(tls: TlsInfo) -> tuple[str, str]:
+    """Version and family of the cipher, each a word of a closed set."""
+    version = tls.version if tls.version in _TLS_VERSIONS else "other"
+    name = tls.cipher.replace("_", "-")
+    families = (family for mark, family in _CIPHER_FAMILIES.items() if mark in name)
+    return version, next(families, "other")

@@ -5,6 +5,9 @@ that a lost push costs nothing. MergedMetrics in the supervisor takes the snapsh
 Counters and histograms of a worker that ended are kept, so that sums never fall; its gauges vanish. Gauges of living
 workers are added up, unless the family says otherwise.
 
+An observation may name its transaction. The newest one of each bucket is shown as that bucket's exemplar, in
+OpenMetrics only; its time is that of the push, at most a second late, so that observing costs no look at the clock.
+
 Counting is not left to prometheus_client, whose inc() and observe() take six to eight times as long because they lock
 for threads: a process of ours counts in one thread only (docs/adr/0002-metrics.md).
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
@@ -25,8 +29,10 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
 # What travels, in JSON's types: families, each [kind, name, documentation, labels, buckets, merge, children]; a child
-# is [label values, numbers]: of a counter or gauge its value, of a histogram the counts of its buckets and the sum.
+# is [label values, numbers, exemplars]. Numbers are a counter's or gauge's value, or the counts of a histogram's
+# buckets and the sum; exemplars are [bucket, transaction, amount, time].
 Snapshot: TypeAlias = list[Any]
+Exemplars: TypeAlias = list[list[Any]]
 
 # Seconds; up to the 300 s that a downstream may take for its final reply (DESIGN.md section 8).
 DEFAULT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -46,30 +52,37 @@ class Kind(StrEnum):
 _COMBINE: dict[Merge, Callable[[Iterable[float]], float]] = {Merge.SUM: sum, Merge.MIN: min, Merge.MAX: max}
 
 
-class Counter:
-    """A number that only grows."""
+class _Number:
+    """What counters and gauges have in common."""
 
     __slots__ = ("_value",)
 
     def __init__(self) -> None:
         self._value: float = 0
+
+    def numbers(self) -> list[float]:
+        return [self._value]
+
+    @staticmethod
+    def exemplars() -> Exemplars:
+        return []
+
+
+class Counter(_Number):
+    """A number that only grows."""
+
+    __slots__ = ()
 
     def inc(self, amount: float = 1) -> None:
         if amount < 0:
             raise ValueError("a counter only grows")
         self._value += amount
 
-    def numbers(self) -> list[float]:
-        return [self._value]
 
-
-class Gauge:
+class Gauge(_Number):
     """A number that goes up and down."""
 
-    __slots__ = ("_value",)
-
-    def __init__(self) -> None:
-        self._value: float = 0
+    __slots__ = ()
 
     def inc(self, amount: float = 1) -> None:
         self._value += amount
@@ -80,26 +93,37 @@ class Gauge:
     def set(self, value: float) -> None:
         self._value = value
 
-    def numbers(self) -> list[float]:
-        return [self._value]
-
 
 class Histogram:
     """Observations counted in buckets; `limits` are their inclusive upper ends without the last, infinity."""
 
-    __slots__ = ("_counts", "_limits", "_sum")
+    __slots__ = ("_counts", "_examples", "_exemplars", "_limits", "_sum")
 
     def __init__(self, limits: tuple[float, ...]) -> None:
         self._limits = limits
         self._counts = [0] * (len(limits) + 1)
         self._sum: float = 0
+        self._examples: dict[int, tuple[str, float]] = {}  # since the last push, by bucket
+        self._exemplars: dict[int, list[Any]] = {}
 
-    def observe(self, amount: float) -> None:
-        self._counts[bisect_left(self._limits, amount)] += 1
+    def observe(self, amount: float, tx: str = "") -> None:
+        bucket = bisect_left(self._limits, amount)
+        self._counts[bucket] += 1
         self._sum += amount
+        if tx:
+            self._examples[bucket] = tx, amount
 
     def numbers(self) -> list[float]:
         return [*self._counts, self._sum]
+
+    def exemplars(self) -> Exemplars:
+        """The newest example of each bucket that has one; those that are new are of now."""
+        if self._examples:
+            now = round(time.time(), 3)
+            for bucket, (tx, amount) in self._examples.items():
+                self._exemplars[bucket] = [bucket, tx, amount, now]
+            self._examples.clear()
+        return [*self._exemplars.values()]
 
 
 M = TypeVar("M", Counter, Gauge, Histogram)
@@ -140,8 +164,15 @@ class Family(Generic[M]):
             metric = self._metrics[values] = self._make()
         return metric
 
+    def clear(self) -> None:
+        """Forget all metrics, so that those of label values that hold no more are not shown."""
+        self._metrics.clear()
+
     def children(self) -> dict[tuple[str, ...], list[float]]:
         return {values: metric.numbers() for values, metric in self._metrics.items()}
+
+    def exemplars(self, values: tuple[str, ...]) -> Exemplars:
+        return self._metrics[values].exemplars()
 
 
 class ProcessMetrics:
@@ -181,8 +212,17 @@ class ProcessMetrics:
             children = family.children()
             if children != self._pushed.get(name):
                 self._pushed[name] = children
-                changed.append([*family.definition, [[*child] for child in children.items()]])
+                changed.append(
+                    [
+                        *family.definition,
+                        [[values, numbers, family.exemplars(values)] for values, numbers in children.items()],
+                    ]
+                )
         return changed
+
+    def families(self) -> tuple[Family[Any], ...]:
+        """All families, in the order in which they were made."""
+        return tuple(self._families.values())
 
     def _family(self, definition: Definition, make: Callable[[], M]) -> Family[M]:
         family = self._families.get(definition.name)
@@ -196,7 +236,8 @@ class ProcessMetrics:
         return family
 
 
-_Children: TypeAlias = Mapping[tuple[str, ...], list[float]]
+_Numbers: TypeAlias = list[float]
+_Children: TypeAlias = Mapping[tuple[str, ...], tuple[_Numbers, Exemplars]]
 
 
 class MergedMetrics:
@@ -216,7 +257,10 @@ class MergedMetrics:
                 Kind(kind), name, documentation, tuple(labels), tuple(buckets), Merge(merge)
             )
             self._definitions[name] = definition
-            families[name] = definition, {tuple(values): numbers for values, numbers in children}
+            families[name] = (
+                definition,
+                {tuple(values): (numbers, exemplars) for values, numbers, exemplars in children},
+            )
 
     def end(self, pid: int) -> None:
         """A process ended: keep what it counted, forget its gauges."""
@@ -246,17 +290,24 @@ class MergedMetrics:
 
 def _merge(definition: Definition, sources: Iterable[tuple[Definition, _Children]]) -> _Children:
     combine = _COMBINE[definition.merge]
-    merged: dict[tuple[str, ...], list[float]] = {}
+    merged: dict[tuple[str, ...], tuple[_Numbers, Exemplars]] = {}
     for source, children in sources:
         # A newer version of a policy may define its metric anew. The numbers of the old one cannot be added to it.
         if source != definition:
             continue
-        for values, numbers in children.items():
+        for values, child in children.items():
             known = merged.get(values)
-            merged[values] = (
-                numbers if known is None else [combine(pair) for pair in zip(known, numbers, strict=True)]
-            )
+            if known is None:
+                merged[values] = child
+            else:
+                numbers = [combine(pair) for pair in zip(known[0], child[0], strict=True)]
+                merged[values] = numbers, _newest(known[1] + child[1])
     return merged
+
+
+def _newest(exemplars: Exemplars) -> Exemplars:
+    """One for each bucket."""
+    return [*{each[0]: each for each in sorted(exemplars, key=lambda each: each[3])}.values()]
 
 
 def _metric(definition: Definition, children: _Children) -> Metric:
@@ -265,25 +316,29 @@ def _metric(definition: Definition, children: _Children) -> Metric:
         GaugeMetricFamily,
         HistogramMetricFamily,
     )
+    from prometheus_client.samples import Exemplar  # noqa: PLC0415
 
     name, documentation, labels = definition.name, definition.documentation, definition.labels
     match definition.kind:
         case Kind.COUNTER:
             counter = CounterMetricFamily(name, documentation, labels=labels)
-            for values, (number,) in children.items():
+            for values, ((number,), _) in children.items():
                 counter.add_metric(values, number)
             return counter
         case Kind.GAUGE:
             gauge = GaugeMetricFamily(name, documentation, labels=labels)
-            for values, (number,) in children.items():
+            for values, ((number,), _) in children.items():
                 gauge.add_metric(values, number)
             return gauge
         case Kind.HISTOGRAM:
             histogram = HistogramMetricFamily(name, documentation, labels=labels)
             # Written as other Prometheus clients do: "1.0", "+Inf".
             limits = [*(str(float(limit)) for limit in definition.buckets), "+Inf"]
-            for values, (*counts, total) in children.items():
-                histogram.add_metric(values, list(zip(limits, accumulate(counts), strict=True)), total)
+            for values, ((*counts, total), exemplars) in children.items():
+                buckets: list[Any] = [*zip(limits, accumulate(counts), strict=True)]
+                for bucket, tx, amount, at in exemplars:
+                    buckets[bucket] = (*buckets[bucket], Exemplar({"tx": tx}, amount, at))
+                histogram.add_metric(values, buckets, total)
             return histogram
         case never:
             assert_never(never)

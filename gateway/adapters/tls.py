@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ssl
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cryptography import x509
 
 from gateway.errors import GatewayError
 
@@ -21,6 +24,8 @@ class ServerTls:
 
     The certificate is in a context of its own, which each handshake takes: a context into which a second certificate
     is loaded would go on to offer the first one, where their keys are of different kinds.
+
+    `expires_at` is when the first certificate of the chain in use ends, in seconds since the epoch.
     """
 
     def __init__(self, cert_file: str, key_file: str, log: Log) -> None:
@@ -60,8 +65,10 @@ class ServerTls:
         try:
             # without a password OpenSSL would ask the terminal for that of an encrypted key
             context.load_cert_chain(cert_file, key_file, password="")
+            chain = Path(cert_file).read_bytes()
         except OSError as exc:  # ssl.SSLError is one
             raise CertificateError(f"certificate {cert_file} with key {key_file}: {exc}") from exc
+        self.expires_at = _end_of(chain)
         return context
 
     def _stamp(self) -> tuple[tuple[int, int], ...]:
@@ -71,3 +78,11 @@ class ServerTls:
         except OSError:
             return ()
         return tuple((s.st_ctime_ns, s.st_ino) for s in stats)
+
+
+def _end_of(chain: bytes) -> float:
+    """When the first of these certificates ends; infinity where they are of a kind that only OpenSSL reads."""
+    try:
+        return min(each.not_valid_after_utc.timestamp() for each in x509.load_pem_x509_certificates(chain))
+    except ValueError:
+        return inf

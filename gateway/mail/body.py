@@ -41,6 +41,7 @@ class Spool:
         self.total_bytes = total_bytes
         self.release = release
         self.used_bytes = 0
+        self.spilled = 0  # bodies that went to a file
 
     def new(self, *, is_stuffed: bool) -> Body:
         """An empty body."""
@@ -88,6 +89,7 @@ class Body:
                 self._write_out()
         elif self._held_bytes > spool.memory_bytes or spool.used_bytes > spool.total_bytes:
             self._file = spool.open_file()
+            spool.spilled += 1
             self._write_out()
             spool.release()
 

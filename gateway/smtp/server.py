@@ -167,6 +167,10 @@ class _State(IntEnum):  # an IntEnum hashes in C
 )
 (_PHASE_IDLE, _PHASE_COMMAND, _PHASE_CONTENT, _PHASE_BUSY, _PHASE_CLOSED) = Phase
 _VERB_EHLO, _VERB_HELO, _VERB_DATA, _VERB_QUIT = Verb.EHLO, Verb.HELO, Verb.DATA, Verb.QUIT
+_VERB_RCPT = Verb.RCPT
+
+INVALID = "invalid"
+"""What is counted for a line that is no command, or no good one."""
 
 _CONTENT_STATES = frozenset({_STATE_DATA, _STATE_CHUNK, _STATE_SKIP})
 _TRANSACTION_STATES = frozenset({_STATE_MAIL, _STATE_RCPT, _STATE_DATA, _STATE_BDAT, _STATE_CHUNK})
@@ -183,7 +187,8 @@ _NOT_READY_FOR_CONTENT = {
 class Server:
     """One session. `allow_bare_lf`: bare LF in this client's content become CRLF (the operator listed it).
 
-    In `codes` each reply's code is counted; one that is not there yet has to count as 0.
+    In `codes` each reply's code is counted, and in `commands` each command's verb, INVALID for what is no command; one
+    that is not there yet has to count as 0.
     """
 
     __slots__ = (
@@ -194,6 +199,7 @@ class Server:
         "_codes",
         "_commands",
         "_content",
+        "_counted",
         "_due",
         "_errors",
         "_handler",
@@ -218,6 +224,7 @@ class Server:
         settings: ServerSettings,
         handler: Handler,
         codes: MutableMapping[int, int],
+        commands: MutableMapping[str, int],
         *,
         tls_active: bool = False,
         allow_bare_lf: bool = False,
@@ -246,6 +253,7 @@ class Server:
         self._long_lines = 0
         self._skipping_line = False
         self._codes = codes
+        self._counted = commands
 
     # --- the driver's side ----------------------------------------------------------------------------
 
@@ -489,6 +497,7 @@ class Server:
         try:
             command = parse_command(line, self._offered, self._smtputf8)
         except CommandError as exc:
+            self._counted[INVALID] += 1
             # no command holds either; RFC 5321 2.3.8: only CRLF ends a line, and neither of them stands alone
             if _CR in line or _LF in line:
                 self.close("line_end", reply.LINE_END)
@@ -497,6 +506,7 @@ class Server:
             else:
                 self._refuse(exc.reply)
             return
+        self._counted[command.verb] += 1
         _OBEY[type(command)](self, command)
 
     def _simple(self, command: SimpleCommand) -> None:
@@ -563,6 +573,7 @@ class Server:
         rcpts = [command.rcpt]
         if self._buffer:
             self._gather_rcpts(rcpts, min(room, MAX_BATCH))
+            self._counted[_VERB_RCPT] += len(rcpts) - 1
         self._due = _DUE_RCPT
         self._handler.rcpt(tuple(rcpts))
 

@@ -93,7 +93,7 @@ class _Child:
     def set(self, value: float) -> None:
         self._values[self._key] = value
 
-    def observe(self, amount: float) -> None:
+    def observe(self, amount: float, tx: str = "") -> None:
         self._seen.append(amount)
 
 
@@ -105,6 +105,10 @@ class _Family:
         assert len(values) == len(self._labels), (self._name, values)
         key = (self._name, *values)
         return _Child(self._metrics.values, self._metrics.observed[key], key)
+
+    def clear(self) -> None:
+        for key in [key for key in self._metrics.values if key[0] == self._name]:
+            del self._metrics.values[key]
 
 
 class FakeMetrics:

@@ -236,6 +236,7 @@ async def relay_to(sinks: Sinks, *, host: HostSettings | None = None, **changes:
     finally:
         await relay.close()
         assert services.metrics.of("mxgate_relay_connections") == {}
+        assert services.metrics.of("mxgate_relay_waiting") == {}
 
 
 async def turns(claim: Callable[[], object]) -> None:

@@ -17,10 +17,11 @@ import pytest
 import trustme
 import uvloop
 
-from gateway.adapters.listener import Connection, Listener, ListenerSettings
+from gateway.adapters.listener import Connection, Listener, ListenerSettings, _tls_class
 from gateway.gatekeeper import Gatekeeper, GatekeeperSettings
 from gateway.mail.body import Spool
 from gateway.policy import Outcome
+from gateway.session import TlsInfo
 from gateway.smtp.reply import Reply
 from gateway.smtp.server import ServerSettings
 from gateway.verdict import Stage, reject
@@ -572,8 +573,44 @@ async def test_a_session_may_go_on_under_tls(world: World) -> None:
     assert delivered.tx.session.tls is not None
     assert b"with ESMTPS id T0-1\r\n\t(TLSv1.3 " in delivered.prefix
     assert world.count("tls_handshakes") == {"done": 1}
+    assert world.services.metrics.of("mxgate_tls_sessions_total") == {("TLSv1.3", "aes_gcm"): 1}
     await client.say("QUIT")
     await world.empty()
+
+
+@pytest.mark.parametrize(
+    ("tls", "found"),
+    [
+        (("TLSv1.3", "TLS_AES_256_GCM_SHA384"), ("TLSv1.3", "aes_gcm")),
+        (("TLSv1.3", "TLS_CHACHA20_POLY1305_SHA256"), ("TLSv1.3", "chacha20_poly1305")),
+        (("TLSv1.3", "TLS_AES_128_CCM_8_SHA256"), ("TLSv1.3", "aes_ccm")),
+        (("TLSv1.2", "ECDHE-RSA-CHACHA20-POLY1305"), ("TLSv1.2", "chacha20_poly1305")),
+        (("TLSv1.2", "ECDHE-RSA-AES128-SHA256"), ("TLSv1.2", "cbc")),
+        (("TLSv1.2", "AES256-SHA"), ("TLSv1.2", "cbc")),
+        (("TLSv1.4", "NEWHOPE"), ("other", "other")),
+    ],
+)
+def test_ciphers_have_families(tls: tuple[str, str], found: tuple[str, str]) -> None:
+    assert _tls_class(TlsInfo(*tls)) == found
+
+
+@dialogue()
+async def test_commands_are_counted_by_their_verb(world: World) -> None:
+    client = await world.greeted()
+    client.send(b"MAIL FROM:<a@client.example>\r\nRCPT TO:<b@example.org>\r\nRCPT TO:<c@example.org>\r\n")
+    for _ in range(3):
+        await client.reply()
+    await client.say("NONSENSE", "RCPT TO:nobody", "QUIT")
+    await world.empty()
+    world.listener._count_replies()
+    assert world.services.metrics.of("mxgate_clients_total") == {("loopback",): 1}
+    assert world.services.metrics.of("mxgate_commands_total") == {
+        ("ehlo",): 1,
+        ("mail",): 1,
+        ("rcpt",): 2,
+        ("invalid",): 2,
+        ("quit",): 1,
+    }
 
 
 @dialogue()

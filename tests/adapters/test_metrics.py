@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -170,3 +171,55 @@ def test_renders_what_was_asked_for() -> None:
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
     families = {family.name: family for family in parse_openmetrics(openmetrics.decode())}  # type: ignore[no-untyped-call]  # theirs
     assert families["mxgate_messages"].samples[0].labels == {"verdict": 'a"\n\\'}
+
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+def _exemplars(merged: MergedMetrics) -> dict[str, tuple[str, float]]:
+    text, _ = merged.render(OPENMETRICS)
+    return {
+        sample.labels["le"]: (sample.exemplar.labels["tx"], sample.exemplar.value)
+        for family in parse_openmetrics(text.decode())  # type: ignore[no-untyped-call]  # theirs
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+
+
+def test_the_newest_transaction_of_a_bucket_is_its_exemplar() -> None:
+    merged, metrics = MergedMetrics(), ProcessMetrics()
+    seconds = metrics.histograms("mxgate_stage_seconds", "Stages.", (), (0.1, 1)).labels()
+    seconds.observe(0.05, "T1-1")
+    seconds.observe(0.06, "T1-2")
+    seconds.observe(0.5)
+    seconds.observe(7, "T1-3")
+    merged.update(1, _travel(metrics.snapshot()))
+    assert _exemplars(merged) == {"0.1": ("T1-2", 0.06), "+Inf": ("T1-3", 7)}
+    # one that is there stays until another one comes
+    seconds.observe(0.07, "T1-4")
+    merged.update(1, _travel(metrics.snapshot()))
+    assert _exemplars(merged) == {"0.1": ("T1-4", 0.07), "+Inf": ("T1-3", 7)}
+    text, _ = merged.render("text/plain")
+    assert "T1-4" not in text.decode()
+
+
+def test_of_several_workers_the_newest_exemplar_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    merged = MergedMetrics()
+    for pid, now in ((1, 1000.0), (2, 3000.0), (3, 2000.0)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        metrics = ProcessMetrics()
+        metrics.histograms("mxgate_stage_seconds", "Stages.", (), (1,)).labels().observe(0.5, f"T{pid}")
+        merged.update(pid, _travel(metrics.snapshot()))
+    assert _exemplars(merged) == {"1.0": ("T2", 0.5)}
+    merged.end(2)
+    assert _exemplars(merged) == {"1.0": ("T2", 0.5)}
+
+
+def test_what_is_cleared_is_shown_no_more() -> None:
+    merged = MergedMetrics()
+    hashes = merged.own.gauges("mxgate_config_info", "Configuration.", ("hash",))
+    hashes.labels("0a").set(1)
+    assert _values(merged) == {"mxgate_config_info hash=0a": 1}
+    hashes.clear()
+    hashes.labels("0b").set(1)
+    assert _values(merged) == {"mxgate_config_info hash=0b": 1}

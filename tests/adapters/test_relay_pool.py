@@ -40,6 +40,7 @@ async def test_who_waits_is_served_in_order() -> None:
             for number in range(5):
                 group.create_task(one(number))
             await sink.until(lambda sink: sink.messages)
+            assert sum(bench.services.metrics.of("mxgate_relay_waiting").values()) == 4
             gate.set()
         assert order == [0, 1, 2, 3, 4]
         assert len(sink.peers) == 1

@@ -7,6 +7,7 @@ import os
 import ssl
 import subprocess
 import warnings
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,25 @@ class Files:
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
+
+
+def test_it_says_when_the_certificate_in_use_ends(files: Files) -> None:
+    authority = trustme.CA()
+    ends = datetime(2040, 1, 2, 3, 4, 5, tzinfo=UTC)
+    certificate = authority.issue_cert(NAME, not_after=ends)
+    chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
+    files.write(files.cert, chain)
+    files.write(files.key, certificate.private_key_pem.bytes())
+    server = files.server()
+    assert server.expires_at == ends.timestamp()
+    # the first that ends counts, as it does for who verifies the chain
+    sooner = authority.issue_cert("intermediate.example", not_after=ends - timedelta(days=1))
+    files.write(files.cert, chain + sooner.cert_chain_pems[0].bytes())
+    server.refresh()
+    assert server.expires_at == (ends - timedelta(days=1)).timestamp()
+    files.write(files.cert, b"nothing")
+    server.refresh()
+    assert server.expires_at == (ends - timedelta(days=1)).timestamp()
 
 
 def handshake(server: ssl.SSLContext, client: ssl.SSLContext, name: str | None = NAME) -> ssl.SSLObject:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -74,14 +73,6 @@ def test_every_value_has_a_description() -> None:
 def test_its_version_is_the_gateways() -> None:
     about = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert (about["version"], about["appVersion"]) == (gateway.__version__, gateway.__version__)
-
-
-def test_rules_use_only_metrics_that_exist() -> None:
-    source = "".join(path.read_text() for path in (ROOT / "gateway").rglob("*.py"))
-    for file in (ROOT / "grafana" / "rules").glob("*.yaml"):
-        used = set(re.findall(r"\bmxgate_\w+", file.read_text()))
-        assert used
-        assert {name for name in used if f'"{name}"' not in source} == set()
 
 
 # every ci/ file

@@ -115,6 +115,7 @@ def test_messages_together_stay_in_memory_up_to_the_workers_limit() -> None:
     third.append(b"3")
 
     assert [b.is_spilled for b in (first, second, third)] == [False, False, True]
+    assert spool.spilled == 1
     assert spool.used_bytes == 150
     assert [content(b)[:1] for b in (first, second, third)] == [b"1", b"2", b"3"]
     first.close()

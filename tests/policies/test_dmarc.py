@@ -137,6 +137,24 @@ def test_a_fail_is_handled_as_the_operator_sets_it(wish: str, handling: Handling
         assert "bank.example" in verdict.reply.text
 
 
+def test_messages_are_counted_by_result_policy_and_disposition() -> None:
+    services = FakeServices(dns=FakeDns(zone(bank_example="p=quarantine")))
+    policy = Dmarc(DmarcSettings(), services)
+    run(policy, transaction())
+    run(policy, transaction())
+    run(policy, transaction(spf("bank.example"), mail_from="<a@bank.example>"))
+    run(policy, transaction(trust=Trust.TRUSTED))
+    run(policy, transaction(header="From: a@nowhere.example"))
+    run(policy, transaction(header="X: y"))
+    assert services.metrics.of("messages_total") == {
+        ("fail", "quarantine", "quarantine"): 2,
+        ("pass", "quarantine", "continue"): 1,
+        ("fail", "quarantine", "continue"): 1,
+        ("none", "absent", "continue"): 1,
+        ("permerror", "absent", "reject"): 1,
+    }
+
+
 def test_a_domain_without_a_record_gets_none() -> None:
     verdict = run(policy_of(zone()), transaction())
     assert verdict.action is Action.CONTINUE

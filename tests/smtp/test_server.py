@@ -29,7 +29,8 @@ class Driver:
 
     def __init__(self, settings: ServerSettings = SETTINGS, **options: Any) -> None:
         self.counted: defaultdict[int, int] = defaultdict(int)
-        self.server = Server(settings, self, self.counted, **options)
+        self.commands: defaultdict[str, int] = defaultdict(int)
+        self.server = Server(settings, self, self.counted, self.commands, **options)
         self.groups: list[int] = []  # of RCPTs that came together
         self.output = b""
         self.kept = b""
@@ -100,6 +101,7 @@ def test_a_message_from_greeting_to_quit() -> None:
 
     assert driver.codes == [250, 250, 250, 354, 250, 221]
     assert driver.counted == {220: 1, 250: 4, 354: 1, 221: 1}
+    assert driver.commands == {"EHLO": 1, "MAIL": 1, "RCPT": 1, "DATA": 1, "QUIT": 1}
     assert driver.contents == [b"Subject: x\r\n\r\nhi\r\n"]
     assert driver.closed == "quit"
 
@@ -349,7 +351,7 @@ class Patient(Driver):
     """Lets the machine wait: for the banner, and for the answer to EHLO."""
 
     def __init__(self) -> None:
-        self.server = Server(SETTINGS, self, defaultdict(int))
+        self.server = Server(SETTINGS, self, defaultdict(int), defaultdict(int))
         self.closed = None
         self.asked: list[str] = []
 

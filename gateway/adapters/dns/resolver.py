@@ -45,7 +45,9 @@ class _Metrics:
     def __init__(self, instruments: Instruments) -> None:
         metrics = instruments.metrics
         questions = metrics.counters(
-            "mxgate_dns_questions_total", "Questions to name servers, by their answer", ("rrtype", "outcome")
+            "mxgate_dns_questions_total",
+            "Questions to name servers by what came of them; from timeout on they are temporary failures",
+            ("rrtype", "outcome"),
         )
         outcomes = [each for each in Found if each is not Found.TEMPORARY_FAILURE]
         self.questions = {
@@ -54,15 +56,22 @@ class _Metrics:
             for outcome in (*outcomes, *FAILURES)
         }
         cache = metrics.counters(
-            "mxgate_dns_cache_total", "Questions of policies, by whether the cache answered", ("outcome",)
+            "mxgate_dns_cache_total",
+            "Questions of policies; joined: they waited for one to a name server that was under way",
+            ("outcome",),
         )
         self.hit, self.joined, self.miss = (cache.labels(word) for word in ("hit", "joined", "miss"))
         cut = metrics.counters(
-            "mxgate_dns_cut_total", "Questions that had no more time, or were one too many", ("reason",)
+            "mxgate_dns_cut_total",
+            "Questions of policies that were not asked: no time was left, or the message has caused too many",
+            ("reason",),
         )
         self.out_of_time, self.over_limit = (cut.labels(word) for word in ("budget", "limit"))
         self.duration = metrics.histograms(
-            "mxgate_dns_duration_seconds", "From a question to its answer", (), _BUCKETS
+            "mxgate_dns_duration_seconds",
+            "Seconds from a question to name servers to its answer, all that were tried included",
+            (),
+            _BUCKETS,
         ).labels()
 
 

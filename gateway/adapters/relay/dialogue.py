@@ -164,8 +164,8 @@ class Dialogues:
                 # No dot was written, so nothing was delivered, and nothing will be.
                 host.pool.discard(connection)
             raise
-        host.metrics.final_s.observe(clock.monotonic() - connection.dot_at)
-        return _ended(connection, replies, started)
+        host.metrics.final_s.observe(clock.monotonic() - connection.dot_at, tx.id)
+        return _ended(connection, replies, started, tx.id)
 
     async def _up_to_the_dot(
         self,
@@ -227,7 +227,7 @@ class Dialogues:
 
         def ended(future: asyncio.Future[list[ServerReply]]) -> None:
             self._orphans.discard(future)
-            self._orphaned(connection, tx, _ended(connection, future.result(), started))
+            self._orphaned(connection, tx, _ended(connection, future.result(), started, tx.id))
 
         future.add_done_callback(ended)
 
@@ -255,10 +255,10 @@ def _trouble(connection: Connection, replies: Sequence[ServerReply], *, is_first
     return "closed" if is_dead else connection.trouble
 
 
-def _ended(connection: Connection, replies: list[ServerReply], started: float) -> Outcome:
+def _ended(connection: Connection, replies: list[ServerReply], started: float, tx_id: str) -> Outcome:
     """The outcome of what followed the dot; the connection is given back."""
     host = connection.host
-    host.metrics.deliver_s.observe(connection.dot_at - started)
+    host.metrics.deliver_s.observe(connection.dot_at - started, tx_id)
     connection.transactions += 1
     outcome = final_outcome(replies)
     if outcome.after is After.REUSE:

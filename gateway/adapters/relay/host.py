@@ -44,23 +44,33 @@ class HostMetrics:
 
     def __init__(self, metrics: Metrics, route: str, host: str) -> None:
         up = metrics.gauges(
-            "mxgate_relay_up", "Whether a downstream was reached last time: 1 or 0", ("route", "host")
+            "mxgate_relay_up",
+            "Workers that reached the downstream last time; 0: it is down for all of them",
+            ("route", "host"),
         )
         connections = metrics.gauges(
-            "mxgate_relay_connections", "Connections to downstreams", ("route", "host", "state")
+            "mxgate_relay_connections", "Connections to a downstream", ("route", "host", "state")
+        )
+        waiting = metrics.gauges(
+            "mxgate_relay_waiting",
+            "Callers that wait for a connection, since all that may be open are in use",
+            ("route", "host"),
         )
         errors = metrics.counters(
-            "mxgate_relay_errors_total", "Trouble of the relay by kind", ("route", "host", "error")
+            "mxgate_relay_errors_total",
+            "Trouble with a downstream, also where another one took over",
+            ("route", "host", "error"),
         )
         durations = metrics.histograms(
             "mxgate_relay_duration_seconds",
-            "Time of the relay's steps: connect, verify, deliver (up to the dot), final (from dot to reply)",
+            "Seconds of the relay's steps; connect: up to the answer to EHLO; deliver: up to the dot; final: behind it",
             ("route", "host", "step"),
         )
         self.up = up.labels(route, host)
         self.pool = PoolMetrics(
             in_use=connections.labels(route, host, "in_use"),
             idle=connections.labels(route, host, "idle"),
+            waiting=waiting.labels(route, host),
             connect_s=durations.labels(route, host, "connect"),
         )
         self.verify_s = durations.labels(route, host, "verify")

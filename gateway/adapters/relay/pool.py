@@ -56,6 +56,7 @@ class PoolMetrics:
 
     in_use: Gauge
     idle: Gauge
+    waiting: Gauge
     connect_s: Histogram
 
 
@@ -156,6 +157,7 @@ class Pool:
     async def _wait(self, client: Session | None, deadline: float, *, is_urgent: bool) -> Connection | None:
         waiter = _Waiter(asyncio.get_running_loop().create_future(), self._owner_of(client))
         (self._waiters.appendleft if is_urgent else self._waiters.append)(waiter)
+        self._metrics.waiting.inc()
         try:
             async with asyncio.timeout_at(deadline):
                 return await waiter.future
@@ -169,6 +171,8 @@ class Pool:
             if isinstance(exc, TimeoutError):
                 raise NoConnectionError("busy", f"all {self._max_slots} connections are in use") from exc
             raise
+        finally:
+            self._metrics.waiting.dec()
 
     async def _open(self, client: Session | None, deadline: float) -> Connection:
         started = self._clock.monotonic()

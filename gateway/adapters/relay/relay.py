@@ -177,7 +177,7 @@ class SmtpRelay:
             return Verified.all(DOWNSTREAM_TROUBLE, len(rcpts))
         if verified.error:
             self._failed(connection.host, "verify", verified.error, session=session.id)
-        connection.host.metrics.verify_s.observe(self._clock.monotonic() - started)
+        connection.host.metrics.verify_s.observe(self._clock.monotonic() - started, session.id)
         return verified
 
     # --- deliver ---------------------------------------------------------------------------------

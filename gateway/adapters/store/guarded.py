@@ -62,7 +62,9 @@ class StoreMetrics:
 
     def __init__(self, metrics: Metrics) -> None:
         operations = metrics.counters(
-            "mxgate_store_operations_total", "Operations on the store", ("operation", "answered_by")
+            "mxgate_store_operations_total",
+            "What policies asked of the store, by who answered; local: the worker's own memory in an outage",
+            ("operation", "answered_by"),
         )
         self.operations = {
             (kind, by): operations.labels(name, by)
@@ -74,10 +76,14 @@ class StoreMetrics:
         )
         self.errors = {reason: errors.labels(reason) for reason in _REASONS}
         self.duration = metrics.histograms(
-            "mxgate_store_duration_seconds", "From a question to the store's answer", (), _BUCKETS
+            "mxgate_store_duration_seconds",
+            "Seconds from a question to the store's answer or failure",
+            (),
+            _BUCKETS,
         ).labels()
         self.outage = metrics.gauges(
-            "mxgate_store_outage", "1 while the store is not used because it is out of reach"
+            "mxgate_store_outage",
+            "Workers that do not use the store because it is out of reach: their breaker is open",
         ).labels()
 
 
