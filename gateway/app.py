@@ -50,6 +50,7 @@ from gateway.channel import (
 from gateway.config import Config, ConfigError, HostPort, Route
 from gateway.config.explain import print_problems
 from gateway.connection_counts import ConnectionCounts
+from gateway.debugging import Debugging
 from gateway.decision import DecisionRing, DecisionsAnswer, FilterError
 from gateway.errors import GatewayError
 from gateway.gatekeeper import Gatekeeper, GatekeeperSettings
@@ -58,7 +59,8 @@ from gateway.open_store import WorkerStore
 from gateway.own_names import under_name
 from gateway.pipeline import Pipeline, least_times
 from gateway.plan import PlanError, Step
-from gateway.services import Instruments, Log, Resolver, Services
+from gateway.redaction import Redaction
+from gateway.services import Counter, Instruments, Log, Resolver, Services
 from gateway.smtp.server import ServerSettings
 from gateway.store import StoreError
 
@@ -96,10 +98,7 @@ def run_worker(
 ) -> int:
     """Serve until drained; the exit code. Everything that this process needs from its parent is in the arguments."""
     metrics = ProcessMetrics()
-    lost_lines = metrics.counters(
-        "mxgate_log_lines_lost_total", "Log lines that could not be written"
-    ).labels()
-    log = open_log(config.log.format, on_loss=lost_lines.inc)
+    log = log_of(config, on_loss=_lost_lines(metrics).inc)
     # Messages leave hardly any cycles; to look for them as often as Python does would cost a hundredth of each.
     gc.set_threshold(_GC_THRESHOLD)
     take_over_library_logs(log)
@@ -115,6 +114,22 @@ def run_worker(
     except StartError as exc:
         log.error("worker.start_failed", error=str(exc))
         return EXIT_CONFIG
+
+
+def _lost_lines(metrics: ProcessMetrics) -> Counter:
+    return metrics.counters("mxgate_log_lines_lost_total", "Log lines that could not be written").labels()
+
+
+def log_of(config: Config, *, on_loss: Callable[[], None], with_debug: bool = False) -> Log:
+    """The log that the configuration asks for."""
+    wanted = config.log
+    return open_log(
+        wanted.format,
+        on_loss=on_loss,
+        hostname=config.server.hostname,
+        redaction=Redaction(wanted.redact),
+        with_debug=with_debug,
+    )
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -145,7 +160,13 @@ class Worker:
         self._listener: Listener | None = None
         self._relay: SmtpRelay | None = None
         self._dns: Dns | None = None
-        self._decisions = DecisionRing()
+        self._redaction = Redaction(config.log.redact)
+        self._debugging = Debugging(
+            log_of(config, on_loss=_lost_lines(metrics).inc, with_debug=True),
+            config.log.debug_clients,
+            config.log.debug_rcpts,
+        )
+        self._decisions = DecisionRing(on_add=self._debugging.decided if self._debugging else None)
         self._pushing: asyncio.TimerHandle | None = None
         self._state = State(listening=False, draining=False, policies_started=False)
 
@@ -191,6 +212,7 @@ class Worker:
             services,
             tls,
             counts,
+            self._debugging,
         )
         try:
             await self._store.start()
@@ -302,7 +324,9 @@ class Worker:
         channel = self._channel
         assert channel is not None
         try:
-            answer = DecisionsAnswer(self._decisions, query if isinstance(query, dict) else {})
+            answer = DecisionsAnswer(
+                self._decisions, query if isinstance(query, dict) else {}, self._redaction
+            )
         except FilterError as exc:
             channel.send(Response(number, error=str(exc)))
             return

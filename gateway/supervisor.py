@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Protocol
 
 from gateway import __version__
-from gateway.adapters.log import open_log, take_over_library_logs
-from gateway.app import run_worker
+from gateway.adapters.log import take_over_library_logs
+from gateway.app import log_of, run_worker
 from gateway.channel import ChannelError, Message, MetricsPush, State, open_channel
 from gateway.config import Config, ConfigError, Problem, check_files, load
 from gateway.connection_counts import ConnectionCounts, SharedCounts
@@ -162,7 +162,7 @@ class Supervisor:
         self._notify = Notify(os.environ)
         self._workers = Workers()
         self._overview = Overview(self._workers, first, config_path)
-        self._log = open_log(first.config.log.format, on_loss=self._overview.lost_lines.inc)
+        self._log = log_of(first.config, on_loss=self._overview.lost_lines.inc)
         self._counts = SharedCounts(max(_MIN_COLUMNS, _COLUMNS_PER_WORKER * first.workers))
         self._open = dict(first.listening.without(None))  # every socket, and whether TLS comes first
         self._unconnected: list[Worker] = []
@@ -454,8 +454,8 @@ class Supervisor:
         self._current, self._next = generation, None
         self._overview.in_force(generation)
         self._deaths.clear()
-        if config.log.format != current.config.log.format:
-            self._log = open_log(config.log.format, on_loss=self._overview.lost_lines.inc)
+        if config.log != current.config.log or config.server.hostname != current.config.server.hostname:
+            self._log = log_of(config, on_loss=self._overview.lost_lines.inc)
             take_over_library_logs(self._log)
         await self._retire(current, in_favour_of=generation)
 

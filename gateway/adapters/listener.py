@@ -40,9 +40,11 @@ from gateway.smtp.proxy_protocol import (
 )
 from gateway.smtp.reply import Reply
 from gateway.smtp.server import Phase, Server, ServerSettings
+from gateway.smtp.tapped import TappedServer
 from gateway.stepping import step
 
 if TYPE_CHECKING:
+    from gateway.debugging import Debugging, Dialogue
     from gateway.gatekeeper import Answer, Conversation, Gatekeeper, RcptAnswers
     from gateway.services import Counter, Counters, Services
     from gateway.session import Envelope, Recipient
@@ -117,7 +119,10 @@ class TlsSource(Protocol):
 
 
 class Listener:
-    """All sessions of a worker on its listening sockets; `counts` is None where there is no other worker."""
+    """All sessions of a worker on its listening sockets; `counts` is None where there is no other worker.
+
+    `debugging` is told what its clients say.
+    """
 
     def __init__(
         self,
@@ -127,7 +132,9 @@ class Listener:
         services: Services,
         tls: TlsSource | None,
         counts: ConnectionCounts | None = None,
+        debugging: Debugging | None = None,
     ) -> None:
+        self.debugging = debugging or None
         self.settings = settings
         self.server_settings = server_settings
         self.gatekeeper = gatekeeper
@@ -323,6 +330,7 @@ class Connection(asyncio.Protocol):
         "_client",
         "_content_begun",
         "_conversation",
+        "_dialogue",
         "_implicit_tls",
         "_is_closed",
         "_listener",
@@ -348,6 +356,7 @@ class Connection(asyncio.Protocol):
         self._client: Client | None = None  # while it is counted
         self._is_closed = True
         self._origin: Origin | None = None  # what the source watch is yet to be told
+        self._dialogue: Dialogue | None = None  # what is debugged of it
         self._reading_paused = False
         self._writing_paused = False
         self._begun = self._phase_since = self._arrived = listener.now
@@ -426,15 +435,24 @@ class Connection(asyncio.Protocol):
         listener.open_connections.inc()
         bare_lf = settings.allow_bare_lf_from
         self._conversation = listener.gatekeeper.open(client, port, None, source)
-        self._server = Server(
-            listener.server_settings,
-            self,
-            listener.codes,
-            tls_active=self._implicit_tls,
-            # an address that hides its clients is nobody's own device
-            allow_bare_lf=bool(bare_lf)
-            and source is not _HIDDEN
-            and any(client in network for network in bare_lf),
+        # an address that hides its clients is nobody's own device
+        allow_bare_lf = (
+            bool(bare_lf) and source is not _HIDDEN and any(client in network for network in bare_lf)
+        )
+        if listener.debugging is not None:
+            self._dialogue = listener.debugging.dialogue(self._conversation.session.id, client)
+        smtp, codes, tls_active = listener.server_settings, listener.codes, self._implicit_tls
+        self._server = (
+            Server(smtp, self, codes, tls_active=tls_active, allow_bare_lf=allow_bare_lf)
+            if self._dialogue is None
+            else TappedServer(
+                smtp,
+                self,
+                codes,
+                self._dialogue.heard,
+                tls_active=tls_active,
+                allow_bare_lf=allow_bare_lf,
+            )
         )
         if self._implicit_tls:
             # the ClientHello is the TLS layer's
@@ -574,7 +592,7 @@ class Connection(asyncio.Protocol):
             return
         smtp = self._server
         if output := smtp.take_output():
-            self._transport.write(output)
+            self._write(output)
         phase = smtp.phase
         listener = self._listener
         if output or phase is not self._phase:
@@ -591,7 +609,12 @@ class Connection(asyncio.Protocol):
     def _flush(self) -> None:
         """Write the replies that are due."""
         if output := self._server.take_output():
-            self._transport.write(output)
+            self._write(output)
+
+    def _write(self, output: bytes) -> None:
+        if self._dialogue is not None:
+            self._dialogue.said(output)
+        self._transport.write(output)
 
     def _balance(self) -> None:
         """Read only while replies go out and input does not pile up."""
@@ -673,6 +696,8 @@ class Connection(asyncio.Protocol):
 
     def rcpt(self, rcpts: tuple[Recipient, ...]) -> None:
         """RCPTs."""
+        if self._dialogue is not None:
+            self._dialogue.rcpts(rcpts)
         self._await(self._conversation.rcpt(rcpts), self._answer_rcpts)
 
     def _answer(self, answer: Answer) -> None:
@@ -695,6 +720,8 @@ class Connection(asyncio.Protocol):
 
     def content_ends(self, fault: Fault | None) -> None:
         """The end of the content."""
+        if self._dialogue is not None:
+            self._dialogue.content(self._received_bytes)
         self._await(self._conversation.eom(fault), self._answer)
 
     def reset(self) -> None:
