@@ -61,6 +61,7 @@ from gateway.pipeline import Pipeline, least_times
 from gateway.plan import PlanError, Step
 from gateway.redaction import Redaction
 from gateway.services import Counter, Instruments, Log, Resolver, Services
+from gateway.show_plan import shown_plan
 from gateway.smtp.server import ServerSettings
 from gateway.store import StoreError
 
@@ -160,6 +161,7 @@ class Worker:
         self._listener: Listener | None = None
         self._relay: SmtpRelay | None = None
         self._dns: Dns | None = None
+        self._tls: ServerTls | None = None
         self._redaction = Redaction(config.log.redact)
         self._debugging = Debugging(
             log_of(config, on_loss=_lost_lines(metrics).inc, with_debug=True),
@@ -181,7 +183,7 @@ class Worker:
         config = self._config
         self._catch_signals()
         self._channel = await open_channel(channel, on_message=self._on_message, on_close=self._on_close)
-        tls = self._server_tls()
+        self._tls = tls = self._server_tls()
         spool = self._spool()
         try:
             self._dns = dns = Dns(dns_settings(config), self._instruments)
@@ -297,6 +299,8 @@ class Worker:
             detail["clients"] = cast("Json", self._listener.state())
         if self._relay is not None:
             detail["relay"] = cast("Json", self._relay.state())
+        if self._tls is not None:
+            detail["tls"] = cast("Json", self._tls.state())
         if (store := self._store.detail()) is not None:
             detail["store"] = cast("Json", store)
         if self._dns is not None:
@@ -317,6 +321,7 @@ class Worker:
         return {
             "sessions": len(self._listener.sessions) if self._listener else 0,
             "policies": [planned.name for planned in self._planned],
+            "plan": cast("Json", shown_plan(self._planned)),
         }
 
     def _answer_decisions(self, number: int, query: Json) -> None:

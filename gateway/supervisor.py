@@ -292,7 +292,13 @@ class Supervisor:
         # Slow to import, and workers must not carry it.
         from gateway.adapters.admin import serve_admin  # noqa: PLC0415
 
-        close = await serve_admin(self._admin, self._overview, token=self._token)
+        close = await serve_admin(
+            self._admin,
+            self._overview,
+            token=self._token,
+            require_token=self._current.config.admin.require_token,
+            log=self._log,
+        )
         try:
             await self._end
         finally:
@@ -412,9 +418,12 @@ class Supervisor:
             "problems": problems,
             "needs_restart": needs_restart,
         }
+        status = self._summary()
         if problems:
             self._overview.reload_failed()
             self._log.error("reload.failed", problems=problems)
+            # one line of what systemctl status shows
+            status += f"; the last reload failed: {' '.join(problems[0].split())[:200]}"
         else:
             self._log.info(
                 "reload.done",
@@ -423,12 +432,13 @@ class Supervisor:
                 needs_restart=needs_restart,
                 duration_ms=round(1000 * (time.monotonic() - began), 1),
             )
-        self._notify.ready(self._summary())
+        self._notify.ready(status)
 
     def _needs_restart(self, config: Config) -> list[str]:
         """Keys that have changed and that only a restart brings into force. Raises StartError."""
         changed = {
             "admin.listen": config.admin.listen != self._current.config.admin.listen,
+            "admin.require_token": config.admin.require_token != self._current.config.admin.require_token,
             "admin.token_file": _read_token(config.admin.token_file) != self._token,
         }
         return [key for key, is_changed in changed.items() if is_changed]

@@ -52,7 +52,7 @@ def to_json(decision: Decision, *, in_full: bool = True) -> dict[str, Json]:
     tls = session.tls
     shown: dict[str, Json] = {
         "tx": _text(decision.id),
-        "timestamp": _timestamp(decision.time),
+        "timestamp": timestamp(decision.time),
         "session": _text(session.id),
         "client": str(session.client),
         "port": session.port,
@@ -277,7 +277,7 @@ def _milliseconds(duration_s: float) -> float:
     return round(milliseconds, 3) if isfinite(milliseconds) else 0.0
 
 
-def _timestamp(seconds: float) -> str:
+def timestamp(seconds: float) -> str:
     """ISO 8601 in UTC with milliseconds, as in the log; such texts sort as the times do."""
     milliseconds = int(seconds * 1000)
     date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(milliseconds // 1000))

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.adapters import admin
-from gateway.adapters.admin import _is_loopback, serve_admin
+from gateway.adapters.admin import serve_admin
+from gateway.adapters.admin.guard import _is_loopback
 from gateway.decision import parse_query
 
 
