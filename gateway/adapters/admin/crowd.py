@@ -29,7 +29,6 @@ class Crowd:
 
     def __init__(self) -> None:
         self._members: OrderedDict[asyncio.BaseTransport, _Member] = OrderedDict()  # the longest idle first
-        self.middleware = web.middleware(self._heard)
 
     def admit(self, new: Callable[[], asyncio.Protocol]) -> Callable[[], asyncio.Protocol]:
         """A factory of protocols whose connections are counted here."""
@@ -50,7 +49,8 @@ class Crowd:
     def left(self, transport: asyncio.BaseTransport) -> None:
         self._members.pop(transport, None)
 
-    async def _heard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         transport = request.transport
         if transport is not None and (member := self._members.get(transport)) is not None:
             member.has_asked()

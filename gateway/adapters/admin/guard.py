@@ -58,9 +58,9 @@ class Guard:
         self._log = log
         self._monotonic = monotonic
         self._failures: OrderedDict[str, list[float]] = OrderedDict()
-        self.middleware = web.middleware(self._guard)
 
-    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path.startswith("/api/") and not self._is_at_home(request):
             self._check(request)
         return await handler(request)
