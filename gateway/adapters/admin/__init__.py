@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 from typing import Final, Protocol
 
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from gateway.adapters.admin.crowd import Crowd
@@ -43,10 +45,21 @@ _OTHER_POLICY: Final = "default-src 'none'; frame-ancestors 'none'"
 _HEADERS: Final = {
     hdrs.CACHE_CONTROL: "no-store",
     "X-Content-Type-Options": "nosniff",
+    hdrs.SERVER: "mxgate",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+
+
+def _is_no_bad_request(record: logging.LogRecord) -> bool:
+    """Whoever reaches the port could write to the log: a request that is none is answered, and that is all."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError)
+
+
+_LOGGER: Final = logging.getLogger("gateway.admin")
+_LOGGER.addFilter(_is_no_bad_request)
 
 
 class Supervised(Protocol):
@@ -102,6 +115,7 @@ async def serve_admin(
         handle_signals=False,
         shutdown_timeout=_SHUTDOWN_S,
         keepalive_timeout=_KEEPALIVE_S,
+        logger=_LOGGER,
     )
     await runner.setup()
     assert runner.server is not None
