@@ -296,7 +296,7 @@ class Supervisor:
             self._admin,
             self._overview,
             token=self._token,
-            require_token=self._current.config.admin.require_token,
+            require_token=not self._current.config.admin.trust_loopback,
             log=self._log,
         )
         try:
@@ -438,7 +438,7 @@ class Supervisor:
         """Keys that have changed and that only a restart brings into force. Raises StartError."""
         changed = {
             "admin.listen": config.admin.listen != self._current.config.admin.listen,
-            "admin.require_token": config.admin.require_token != self._current.config.admin.require_token,
+            "admin.trust_loopback": config.admin.trust_loopback != self._current.config.admin.trust_loopback,
             "admin.token_file": _read_token(config.admin.token_file) != self._token,
         }
         return [key for key, is_changed in changed.items() if is_changed]

@@ -309,9 +309,9 @@ class Admin(Section):
     token_file: OptionalPath = _key(
         None, "File with the token that others than loopback must show for `/api/v1/`."
     )
-    require_token: bool = _key(
-        False,
-        "Loopback must show the token too: for a machine whose users are not all operators, or with a proxy on it.",
+    trust_loopback: bool = _key(
+        True,
+        "Loopback needs no token; `false`: it does, as on a machine whose users are not all operators, or with a proxy.",
         strict=True,
     )
 

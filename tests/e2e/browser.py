@@ -90,8 +90,13 @@ class Browser:
         return self._ask("POST", f"{self._session}/execute/sync", {"script": script, "args": list(arguments)})
 
     def text(self, selector: str) -> str:
-        """The text that is shown in the first element of this CSS selector; "" without one."""
-        return str(self.run("return document.querySelector(arguments[0])?.innerText ?? ''", selector))
+        """The text that is shown in the first element of this CSS selector; "" where nothing is shown."""
+        return str(
+            self.run(
+                "const e = document.querySelector(arguments[0]); return e?.checkVisibility() ? e.innerText : ''",
+                selector,
+            )
+        )
 
     def press(self, *keys: str) -> None:
         """Keys of the keyboard, one after the other, wherever the focus is."""

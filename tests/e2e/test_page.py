@@ -90,10 +90,16 @@ def gateway(start_gateway: StartGateway, sink: Downstream, rcpt: str) -> Gateway
     with gateway.connect() as client:
         client.hello()
         assert client.submit(SENDER, [rcpt], CONTENT).code == 250
-        assert client.submit(SENDER, ["user@foreign.example"], CONTENT).code == 550
-        client.submit(f'"{MARKUP}"@client.example.net', [f'"{MARKUP}"@foreign.example'], CONTENT)
-        client.command(f"EHLO {MARKUP}")
-        client.submit(SENDER, [f"aborted-{rcpt}"], CONTENT)
+    for name, mail_from, to in (
+        ("client.example.net", SENDER, "user@foreign.example"),
+        (MARKUP, f'"{MARKUP}"@client.example.net', f'"{MARKUP}"@foreign.example'),
+    ):
+        with gateway.connect() as client:
+            client.hello(name)
+            assert client.submit(mail_from, [to], CONTENT).code == 550
+    with gateway.connect() as client:
+        client.hello()
+        client.command(f"MAIL FROM:<{SENDER}>")
     return gateway
 
 
@@ -291,7 +297,7 @@ def test_the_token_is_shown_in_a_header_and_stands_nowhere_else(
 ) -> None:
     token = tmp_path / "token"
     token.write_text("correct-horse-battery\n")
-    overrides: Config = {"admin": {"token_file": str(token), "require_token": True}}
+    overrides: Config = {"admin": {"token_file": str(token), "trust_loopback": False}}
     gateway = start_gateway(sink.address, overrides)
     page = Page(browser, gateway)
     page.open()

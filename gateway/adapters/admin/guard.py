@@ -3,7 +3,7 @@
 Loopback is who asks for an address or `localhost` himself. A page in a browser on this machine that had a name of its
 own resolve to 127.0.0.1 (DNS rebinding) shows that name in `Host`; a proxy on this machine shows itself by one of the
 fields that proxies add, or by HTTP/1.0, which is what nginx speaks unless it is told otherwise. A proxy that shows
-nothing cannot be told from a user: for that there is `admin.require_token`.
+nothing cannot be told from a user: for that there is `admin.trust_loopback = false`.
 
 The token comes in `Authorization: Bearer ...` only: no cookie that a browser would add by itself, nothing in a URL.
 Who shows wrong ones is not listened to for a while.
