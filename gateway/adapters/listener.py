@@ -53,6 +53,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BACKLOG = 511
+# Sessions that end for what the client did have a line of their own, since there may be no transaction that has one
+_TOLD_ENDS = frozenset(
+    (
+        "early_talker",
+        "pipelining",
+        "line_end",
+        "line_too_long",
+        "protocol",
+        "plaintext_behind_starttls",
+        "tls",
+    )
+    + ("content", "errors", "commands", "unknown_recipients")
+)
+# Of such lines in a second; who floods the gateway must not flood the log
+_MAX_TOLD = 20
 # Input that piles up while an answer is awaited: a few pipelined groups, then reading pauses
 _MAX_UNREAD_BYTES = 64 * 1024
 _TLS_HANDSHAKE_S = 30.0
@@ -154,6 +169,7 @@ class Listener:
         self._sweep: asyncio.TimerHandle | None = None
         self._drained = asyncio.Event()
         self._hidden_by: IPv4Address | IPv6Address | None = None  # as of the last sweep
+        self._told = 0  # lines since the last sweep
         metrics = services.metrics
         connections = metrics.counters(
             "mxgate_connections_total", "Connections by how they began", ("outcome",)
@@ -271,6 +287,17 @@ class Listener:
             self.replies[code].inc(count)
         self.codes.clear()
 
+    def tell(self, event: str, **keys: object) -> None:
+        """A line about a client that was turned away, unless there were many in this second."""
+        self._told += 1
+        if self._told <= _MAX_TOLD:
+            self.services.log.info(event, **keys)
+
+    def _tell_of_the_untold(self) -> None:
+        if self._told > _MAX_TOLD:
+            self.services.log.warning("session.untold", count=self._told - _MAX_TOLD)
+        self._told = 0
+
     def count_closed(self, reason: str) -> None:
         """Account for the end of a session."""
         self.closed[reason].inc()
@@ -302,6 +329,7 @@ class Listener:
         for connection in list(self.sessions):
             connection.check_deadlines()
         self._count_replies()
+        self._tell_of_the_untold()
         self.counts.roll(self.now)
         if self.tls is not None:
             self.tls.refresh()
@@ -425,6 +453,8 @@ class Connection(asyncio.Protocol):
             refusal, outcome = reply.TOO_MANY_FROM_CLIENT, "client_rate"
         listener.connections[outcome].inc()
         if refusal is not None:
+            if outcome != "served":
+                listener.tell("connection.refused", client=str(client), reason=outcome)
             _turn_away(self._transport, refusal, implicit_tls=self._implicit_tls)
             return
         self._is_closed = False
@@ -734,6 +764,15 @@ class Connection(asyncio.Protocol):
         self._is_closed = True
         self._phase_since = self._listener.now
         self._listener.count_closed(reason)
+        if reason in _TOLD_ENDS:
+            session = self._conversation.session
+            self._listener.tell(
+                "session.ended",
+                session=session.id,
+                client=str(session.client),
+                helo=session.helo,
+                reason=reason,
+            )
         if reason in _CLOSE_AT_ONCE or not self._transport.can_write_eof():
             self._transport.close()
             return

@@ -41,7 +41,7 @@ _ENDED: Final = {
 }
 # What stands in a transaction's line in another form or place.
 _PLACED: Final = frozenset(
-    {"client", "mail_from", "rcpts", "rcpt_count", "refused", "code", "enhanced", "text", "proto", "helo"}
+    {"client", "mail_from", "rcpts", "rcpt_count", "code", "enhanced", "text", "proto", "helo"}
     | {"tx", "stage", "size_bytes", "duration_ms", "route"}
 )
 _LEVELS: Final = {"warning": "warning: ", "error": "error: "}
@@ -102,8 +102,8 @@ def _ended(event: str, keys: Mapping[str, object]) -> str:
     """A session that was ended for what the client did, or a connection that was not served."""
     reason = str(keys.get("reason"))
     what = _ENDED.get(reason, "connection refused" if event == "connection.refused" else "session ended")
-    where = _stage(keys) if event == "session.ended" else "CONNECT"
-    rest = {key: value for key, value in keys.items() if key not in ("client", "stage", "helo")}
+    where = "EHLO" if keys.get("helo") else "CONNECT"
+    rest = {key: value for key, value in keys.items() if key not in ("client", "helo")}
     helo = f" helo=<{_bracketed(keys['helo'])}>" if "helo" in keys else ""
     return f"{what} after {where} from {_client(keys)}:{helo}{_fields(rest)}"
 

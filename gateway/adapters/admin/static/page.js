@@ -281,7 +281,7 @@ function makeRow(record) {
     make("td", {class: "mono"}, text(record.client), make("small", {}, text(record.helo))),
     make("td", {}, address(record.mail_from), make("small", {}, rcpts.length ? `to ${address(rcpts[0].rcpt)}${more > 0 ? ` and ${more} more` : ""}` : "no recipient")),
     make("td", {}, reply(record), make("small", {}, text(record.why) || because(record))),
-    make("td", {}, ours(record)));
+    make("td", {"data-label": "Is it us?"}, ours(record)));
   open.addEventListener("click", () => toggle(text(record.tx)));
   return {row, open, detail: null};
 }
@@ -325,15 +325,15 @@ function detail(record) {
     ["worker", text(record.worker)],
   ])];
   const rcpts = list(record.rcpts).map(table);
-  if (rcpts.length) shown.push(make("h4", {}, "Recipients"), make("ul", {}, ...rcpts.slice(0, 50).map((each) =>
+  if (rcpts.length) shown.push(make("h3", {}, "Recipients"), make("ul", {}, ...rcpts.slice(0, 50).map((each) =>
     make("li", {}, `${address(each.rcpt)}: ${reply(each)}${because(each) ? ` [${because(each)}]` : ""}`))));
   const verdicts = list(record.verdicts).map(table);
-  if (verdicts.length) shown.push(make("h4", {}, "Verdicts"), make("ul", {}, ...verdicts.map(verdict)));
+  if (verdicts.length) shown.push(make("h3", {}, "Verdicts"), make("ul", {}, ...verdicts.map(verdict)));
   const dns = list(record.dns).map(table);
-  if (dns.length) shown.push(make("h4", {}, "DNS"), make("ul", {}, ...dns.map((asked) => make("li", {class: "mono"},
+  if (dns.length) shown.push(make("h3", {}, "DNS"), make("ul", {}, ...dns.map((asked) => make("li", {class: "mono"},
     [asked.name, asked.rrtype, asked.answer === "records" ? list(asked.records).map(text).join(" | ") : text(asked.answer).replaceAll("_", " "), asked.why].map(text).filter(Boolean).join(" ")))));
   const header = list(record.header).map(table);
-  if (header.length) shown.push(make("h4", {}, "Header fields that policies judge"), make("ul", {}, ...header.map((field) =>
+  if (header.length) shown.push(make("h3", {}, "Header fields that policies judge"), make("ul", {}, ...header.map((field) =>
     make("li", {class: "mono"}, `${text(field.name)}: ${text(field.value)}`))));
   return shown;
 }
