@@ -55,16 +55,18 @@ T = TypeVar("T")
 BACKLOG = 511
 # Sessions that end for what the client did have a line of their own, since there may be no transaction that has one
 _TOLD_ENDS = frozenset(
-    (
-        "early_talker",
-        "pipelining",
-        "line_end",
-        "line_too_long",
-        "protocol",
-        "plaintext_behind_starttls",
-        "tls",
-    )
-    + ("content", "errors", "commands", "unknown_recipients")
+    [
+        *(
+            "early_talker",
+            "pipelining",
+            "line_end",
+            "line_too_long",
+            "protocol",
+            "plaintext_behind_starttls",
+            "tls",
+        ),
+        *("content", "errors", "commands", "unknown_recipients"),
+    ]
 )
 # Of such lines in a second; who floods the gateway must not flood the log
 _MAX_TOLD = 20

@@ -4,8 +4,8 @@ One line for each transaction all the same: of a refused one `NOQUEUE: reject: R
 of an accepted one `ID: client=unknown[192.0.2.7], from=<...>, ... status=sent (...)`. All other events are the event
 and its keys. deploy/fail2ban has a filter for these lines.
 
-Strangers' texts stand between `<` and `>`, which are escaped in them like blanks, backslashes and all that is not
-printable ASCII; in free texts `=` is. So no text begins a field, ends one, or looks like the client's address.
+Strangers' texts stand between `<` and `>`, which are escaped in them like blanks, quotes, backslashes and all that is
+not printable ASCII; in free texts `=` is. So no text begins a field, ends one, or looks like the client's address.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9._:/+@*-]+")
-_PLAIN_BRACKETED = re.compile(r"[!-;=?-\[\]-~]*")  # printable ASCII but blank, <, > and \
-_NOT_BRACKETED = re.compile(r"[^!-;=?-\[\]-~]")
-_NOT_FREE = re.compile(r"[^ -;?-Z^-~]")  # printable ASCII but <, >, =, [, ] and backslash
+_PLAIN_BRACKETED = re.compile(r"[!#-;=?-\[\]-~]*")  # printable ASCII but blank, ", <, > and \
+_NOT_BRACKETED = re.compile(r"[^!#-;=?-\[\]-~]")
+_NOT_FREE = re.compile(r"[^ !#-;?-Z^-~]")  # printable ASCII but ", <, >, =, [, ] and backslash
 _NOT_QUOTED = re.compile(r"[^ !#-\[\]-~]")
 _NOUN = re.compile(r"[a-z][a-z0-9_]*")
 
