@@ -311,7 +311,7 @@ class Admin(Section):
     )
     trust_loopback: bool = _key(
         True,
-        "Loopback needs no token; `false`: it does, as on a machine whose users are not all operators, or with a proxy.",
+        "Loopback needs no token; `false`: it does, as where not every user is an operator, or where a proxy runs.",
         strict=True,
     )
 

@@ -126,8 +126,8 @@ def test_text() -> None:
     )
     assert accepted.startswith(
         head.format("smtpd")
-        + "s-1: client=unknown[192.0.2.7], from=<you@example.net>, to=<ann@example.com>, relay=main, size=2048, nrcpt=1, "
-        "delay=0.0015, dsn=2.0.0, status=sent (250 2.0.0 Ok), proto=ESMTP helo=<mail.example.net> "
+        + "s-1: client=unknown[192.0.2.7], from=<you@example.net>, to=<ann@example.com>, relay=main, size=2048, "
+        "nrcpt=1, delay=0.0015, dsn=2.0.0, status=sent (250 2.0.0 Ok), proto=ESMTP helo=<mail.example.net> "
     )
     assert other == head.format("relay") + ('warning: relay.host_down host=mta:25 detail="no route = none"')
 
