@@ -352,7 +352,7 @@ def test_says_what_is_wrong(
         page.wait_text("#records", "yes, trouble")
         page.wait_text("#records", "no downstream of the route could be reached")
         page.wait_text("#health", "down")
-        page.wait_text("#health", "not answering")
+        page.wait_text("#health", "unanswered in sequence")
         gateway.config_file.write_text(gateway.config_file.read_text() + "\n[nonsense]\nx = 1\n")
         gateway.reload()
         page.wait_text("#notices", "the configuration before it is in force")
