@@ -51,6 +51,7 @@ from gateway.channel import (
 from gateway.config import Config, ConfigError, HostPort, Route
 from gateway.config.explain import print_problems
 from gateway.connection_counts import ConnectionCounts
+from gateway.debugging import Debugging
 from gateway.decision import DecisionRing, DecisionsAnswer, FilterError
 from gateway.errors import GatewayError
 from gateway.gatekeeper import Gatekeeper, GatekeeperSettings
@@ -59,7 +60,9 @@ from gateway.open_store import WorkerStore
 from gateway.own_names import under_name
 from gateway.pipeline import Pipeline, least_times
 from gateway.plan import PlanError, Step
-from gateway.services import Instruments, Log, Merge, Resolver, Services
+from gateway.redaction import Redaction
+from gateway.services import Counter, Instruments, Log, Merge, Resolver, Services
+from gateway.show_plan import shown_plan
 from gateway.smtp.server import ServerSettings
 from gateway.store import StoreError
 
@@ -97,11 +100,7 @@ def run_worker(
 ) -> int:
     """Serve until drained; the exit code. Everything that this process needs from its parent is in the arguments."""
     metrics = ProcessMetrics()
-    lost_lines = metrics.counters(
-        "mxgate_log_lines_lost_total",
-        "Log lines that standard error did not take at once; mail never waits for the log",
-    ).labels()
-    log = open_log(config.log.format, on_loss=lost_lines.inc)
+    log = log_of(config, on_loss=_lost_lines(metrics).inc)
     # Messages leave hardly any cycles; to look for them as often as Python does would cost a hundredth of each.
     gc.set_threshold(_GC_THRESHOLD)
     take_over_library_logs(log)
@@ -117,6 +116,25 @@ def run_worker(
     except StartError as exc:
         log.error("worker.start_failed", error=str(exc))
         return EXIT_CONFIG
+
+
+def _lost_lines(metrics: ProcessMetrics) -> Counter:
+    return metrics.counters(
+        "mxgate_log_lines_lost_total",
+        "Log lines that standard error did not take at once; mail never waits for the log",
+    ).labels()
+
+
+def log_of(config: Config, *, on_loss: Callable[[], None], with_debug: bool = False) -> Log:
+    """The log that the configuration asks for."""
+    wanted = config.log
+    return open_log(
+        wanted.format,
+        on_loss=on_loss,
+        hostname=config.server.hostname,
+        redaction=Redaction(wanted.redact),
+        with_debug=with_debug,
+    )
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -149,9 +167,15 @@ class Worker:
         self._dns: Dns | None = None
         self._tls: ServerTls | None = None
         self._content_spool: Spool | None = None
-        self._decisions = DecisionRing()
         self._lag = LoopLag(metrics)
         self._gauges = _Gauges(metrics)
+        self._redaction = Redaction(config.log.redact)
+        self._debugging = Debugging(
+            log_of(config, on_loss=_lost_lines(metrics).inc, with_debug=True),
+            config.log.debug_clients,
+            config.log.debug_rcpts,
+        )
+        self._decisions = DecisionRing(on_add=self._debugging.decided if self._debugging else None)
         self._pushing: asyncio.TimerHandle | None = None
         self._state = State(listening=False, draining=False, policies_started=False)
 
@@ -197,6 +221,7 @@ class Worker:
             services,
             tls,
             counts,
+            self._debugging,
         )
         try:
             await self._store.start()
@@ -283,6 +308,8 @@ class Worker:
             detail["clients"] = cast("Json", self._listener.state())
         if self._relay is not None:
             detail["relay"] = cast("Json", self._relay.state())
+        if self._tls is not None:
+            detail["tls"] = cast("Json", self._tls.state())
         if (store := self._store.detail()) is not None:
             detail["store"] = cast("Json", store)
         if self._dns is not None:
@@ -304,6 +331,7 @@ class Worker:
         return {
             "sessions": len(self._listener.sessions) if self._listener else 0,
             "policies": [planned.name for planned in self._planned],
+            "plan": cast("Json", shown_plan(self._planned)),
         }
 
     def _answer_decisions(self, number: int, query: Json) -> None:
@@ -311,7 +339,9 @@ class Worker:
         channel = self._channel
         assert channel is not None
         try:
-            answer = DecisionsAnswer(self._decisions, query if isinstance(query, dict) else {})
+            answer = DecisionsAnswer(
+                self._decisions, query if isinstance(query, dict) else {}, self._redaction
+            )
         except FilterError as exc:
             channel.send(Response(number, error=str(exc)))
             return

@@ -11,6 +11,7 @@ import platform
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from importlib.metadata import EntryPoint, entry_points
@@ -439,22 +440,42 @@ def version(as_json: bool) -> int:  # noqa: FBT001 - click passes by name
 
 
 @cli.command()
-@click.option("--tx", metavar="ID", help="Of a transaction, or of a session for all of its transactions.")
+@click.option(
+    "--tx", "--id", metavar="ID", help="Of a transaction, or of a session for all of its transactions."
+)
 @click.option("--rcpt", metavar="ADDRESS", help="One of its recipients, or their domain.")
-@click.option("--sender", metavar="ADDRESS", help="The reverse-path or its domain; '<>' for the null one.")
-@click.option("--client", metavar="ADDRESS", help="The client's address, or a network.")
+@click.option(
+    "--sender",
+    "--from",
+    "sender",
+    metavar="ADDRESS",
+    help="The reverse-path or its domain; '<>' for the null one.",
+)
+@click.option("--domain", metavar="DOMAIN", help="The sender's or a recipient's, or one above it.")
+@click.option(
+    "--client", "--network", "client", metavar="ADDRESS", help="The client's address, or a network."
+)
 @click.option("--action", metavar="WORD", help="accepted, quarantined, deferred, rejected or aborted.")
+@click.option("--reason", metavar="TOKEN", help="The reason of the whole, of a recipient, or of a policy.")
 @click.option("--policy", metavar="NAME", help="What it decided, would have decided, or failed at.")
+@click.option(
+    "--since", metavar="TIME", help="2026-11-22T05:33:44Z (UTC), or how long ago: 90s, 15m, 2h, 1d."
+)
 @click.option("--limit", metavar="N", help="At most so many, 1 to 1000.  [default: 20]")
+@click.option(
+    "--follow", "-f", is_flag=True, help="Go on with one line for each that comes, until interrupted."
+)
 @_json_option
 @_configured
-def decisions(given: Given, /, as_json: bool, **asked: str | None) -> int:  # noqa: FBT001 - click passes by name
-    """Say why mail was refused or accepted, the newest first.
+def decisions(given: Given, /, as_json: bool, follow: bool, **asked: str | None) -> int:  # noqa: FBT001 - click passes by name
+    """Say why mail was refused or accepted, and whether it is us; the newest first.
 
     Asks the gateway that runs with this configuration, by its admin port. It keeps the newest decisions in memory.
+    With --follow the oldest comes first, and --json is one record a line.
     """
     from gateway.adapters.admin_client import AdminError, ask_admin  # noqa: PLC0415 - serve must not pay for it
-    from gateway.decision import FilterError, as_text, parse_query  # noqa: PLC0415 - as above
+    from gateway.decision import FilterError, as_line, as_text, parse_query  # noqa: PLC0415 - as above
+    from gateway.decision.follow import follow_decisions  # noqa: PLC0415 - as above
 
     query = {name: value for name, value in asked.items() if value is not None}
     try:
@@ -466,17 +487,30 @@ def decisions(given: Given, /, as_json: bool, **asked: str | None) -> int:  # no
         token = admin.token_file.read_bytes().strip() if admin.token_file else b""
     except OSError:
         token = b""  # loopback needs none, and elsewhere the port will say so
-    try:
-        status, answer = ask_admin(
-            admin.listen.host, admin.listen.port, "/api/v1/decisions", query, token=token
-        )
-    except AdminError as exc:
-        raise click.ClickException(str(exc)) from exc
-    if status == 401:
-        raise click.ClickException(f"the admin port {admin.listen} wants the token of admin.token_file")
-    found = answer.get("decisions")
-    if status != 200 or not isinstance(found, list):
-        raise click.ClickException(f"the admin port {admin.listen} answered {status} {answer.get('error')!a}")
+
+    def ask(query: Mapping[str, str]) -> Mapping[str, object]:
+        try:
+            status, answer = ask_admin(
+                admin.listen.host, admin.listen.port, "/api/v1/decisions", query, token=token
+            )
+        except AdminError as exc:
+            raise click.ClickException(str(exc)) from exc
+        if status == 401:
+            raise click.ClickException(f"the admin port {admin.listen} wants the token of admin.token_file")
+        if status != 200 or not isinstance(answer.get("decisions"), list):
+            raise click.ClickException(
+                f"the admin port {admin.listen} answered {status} {answer.get('error')!a}"
+            )
+        return answer
+
+    if follow:
+        with suppress(KeyboardInterrupt):  # the usual end
+            for record in follow_decisions(ask, query):
+                _echo_lines([json.dumps(record) if as_json else as_line(record)])
+        return 0
+    answer = ask(query)
+    found = answer["decisions"]
+    assert isinstance(found, list)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     else:

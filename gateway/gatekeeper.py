@@ -21,7 +21,7 @@ from gateway.mail.authres import forged, format_results, own_ids
 from gateway.mail.body import Body, Spool, SpoolError
 from gateway.mail.digest import BodyDigests
 from gateway.mail.message import EditedContent, HeaderError, HeaderReader, Message, apply_edits, split_edits
-from gateway.mail.trace import received
+from gateway.mail.trace import received, with_protocol
 from gateway.pipeline import POLICY_FAILED, PROCEED, Decided
 from gateway.policy import Outcome
 from gateway.session import AddressSource, Envelope, Recipient, Session, TlsInfo, Transaction, Trust, unmapped
@@ -85,7 +85,8 @@ class RcptAnswers(NamedTuple):
 
 
 # A member that is asked of its class costs ten times what a name of the module does.
-_QUARANTINE, _UNTRUSTED, _SOCKET = Action.QUARANTINE, Trust.UNTRUSTED, AddressSource.SOCKET
+_CONTINUE, _QUARANTINE = Action.CONTINUE, Action.QUARANTINE
+_UNTRUSTED, _SOCKET = Trust.UNTRUSTED, AddressSource.SOCKET
 _RCPT, _EOM = Stage.RCPT, Stage.EOM
 _SENDER_OK = Answer(reply.SENDER_OK)
 _DONE = {
@@ -614,8 +615,8 @@ class Conversation:
         gate.transactions[action, word.policy if word else "", word.reason if word else "client"].inc()
         if word is not None:
             self._log(open_, "transaction.refused", action, Stage.RCPT, word, elapsed_s)
-        elif open_.accepted:
-            stage = Stage.RCPT if open_.body is None else Stage.EOM
+        else:
+            stage = Stage.EOM if open_.body is not None else _RCPT if open_.accepted else Stage.MAIL
             self._log(open_, "transaction.aborted", action, stage, None, elapsed_s)
 
     def outcome(self) -> Coroutine[None, None, None] | None:
@@ -688,6 +689,7 @@ class Conversation:
             self._gate.auth_results.get(each.method, self._gate.auth_results[_OTHER])[each.result].inc()
         mail_from = tx.envelope.mail_from
         rcpts = open_.accepted or [rcpt for rcpt, _ in open_.refused]
+        spent_s = dict(open_.timings)
         self._gate.services.log.info(
             event,
             session=session.id,
@@ -698,15 +700,24 @@ class Conversation:
             reason=word.reason if word else "client",
             code=word.reply.code if word else 0,
             enhanced=word.reply.enhanced if word else "",
+            text=word.reply.text if word else "",
             auth=" ".join([f"{each.method}={each.result}" for each in tx.results]),
             client=str(session.client),
             helo=session.helo,
+            proto=with_protocol(session, tx.envelope),
             tls=session.tls.version if session.tls else "",
+            trust=session.trust,
             mail_from=mail_from.text if mail_from is not None else "",
             rcpts=[rcpt.mailbox.text for rcpt in rcpts[:_LOGGED_RCPTS]],
             rcpt_count=len(open_.accepted),
+            refused=[_refusal(rcpt, word) for rcpt, word in open_.refused[:_LOGGED_RCPTS]],
             refused_count=len(open_.refused),
+            observed=_observed(open_.trail) if open_.trail else "",
+            route=open_.route or "",
+            delivered=delivered,
             size_bytes=open_.body.size_bytes if open_.body is not None else 0,
+            policies_ms=round(spent_s.get("policies", 0.0) * 1000, 1),
+            delivery_ms=round(spent_s.get("delivery", 0.0) * 1000, 1),
             duration_ms=round(elapsed_s * 1000, 1),
             error=open_.error,
         )
@@ -751,6 +762,22 @@ class Conversation:
                 authserv_id=self._gate.authserv_id,
             )
         )
+
+
+def _refusal(rcpt: Recipient, word: _Word) -> str:
+    """What one recipient was answered and why, for the log; the address is last, since it may hold blanks."""
+    answer = word.reply
+    return f"{answer.code} {answer.enhanced} {word.policy or '-'} {word.reason} {rcpt.mailbox.text}"
+
+
+def _observed(trail: Trail) -> str:
+    """The strictest verdict of observed policies, where it is not to go on: policy, action, reason."""
+    strictest = None
+    for judged in trail:
+        would_be = judged.would_be
+        if would_be is not None and would_be.action > (strictest[1].action if strictest else _CONTINUE):
+            strictest = judged.policy, would_be
+    return f"{strictest[0]} {strictest[1].action.label} {strictest[1].reason}" if strictest else ""
 
 
 def _settled(results: tuple[AuthResult, ...]) -> tuple[AuthResult, ...]:

@@ -10,6 +10,7 @@ from gateway import __version__
 from gateway.adapters.metrics import MergedMetrics
 from gateway.adapters.processes import Processes
 from gateway.decision import merge_decisions, parse_query
+from gateway.decision.show import timestamp
 from gateway.generation import Generation, config_hash
 from gateway.workers import Workers
 
@@ -27,6 +28,7 @@ class Overview:
         self.current = first
         self.is_draining = False
         self.last_reload: Mapping[str, object] | None = None
+        self._started = time.time()
         self.merged = MergedMetrics()
         own = self.merged.own
         self.lost_lines = own.counters(
@@ -45,7 +47,7 @@ class Overview:
         started = own.gauges(
             "mxgate_start_time_seconds", "When the supervisor started, since the epoch"
         ).labels()
-        started.set(time.time())
+        started.set(self._started)
         self._ready = own.gauges(
             "mxgate_ready", "Whether /readyz says that the gateway should get mail: 1 or 0"
         ).labels()
@@ -78,7 +80,8 @@ class Overview:
         self._config.labels(self._config_hash).set(1)
         self._configured.set(generation.workers)
         self._reload_success.set(1)
-        self._reload_time.set(time.time())
+        self._loaded = time.time()
+        self._reload_time.set(self._loaded)
 
     def reload_failed(self) -> None:
         """The one before holds."""
@@ -103,6 +106,14 @@ class Overview:
         return {
             "listening": any(worker.state is not None and worker.state.listening for worker in serving),
             "draining": self.is_draining,
+            "config": {
+                "hash": self._config_hash,
+                "generation": self.current.number,
+                # what is wrong stands in /api/v1/status, which not everybody may ask
+                "last_reload": {key: self.last_reload[key] for key in ("timestamp", "ok")}
+                if self.last_reload
+                else None,
+            },
             "workers": self._workers.states(self.current.number),
         }
 
@@ -116,16 +127,51 @@ class Overview:
         """What each worker answers now, those that end their sessions too."""
         return {
             "version": __version__,
+            "hostname": self.current.config.server.hostname,
+            "uptime_s": round(time.time() - self._started, 1),
+            "ready": not self.not_ready(),
+            "reasons": list(self.not_ready()),
             "config_file": self._config_path,
             "config_hash": self._config_hash,
+            "config_loaded": timestamp(self._loaded),
             "generation": self.current.number,
             "last_reload": self.last_reload,
             "draining": self.is_draining,
+            "wanted_workers": self.current.workers,
+            "health": self._workers.states(self.current.number),
+            **self._counts(),
             "workers": await self._workers.ask_all("status", None, _STATUS_TIMEOUT_S),
         }
+
+    def _counts(self) -> dict[str, object]:
+        """Since the start: transactions by action, and of each policy what it decided, would have, and failed at."""
+        transactions: dict[str, int] = {}
+        policies: dict[str, dict[str, object]] = {}
+        for family in self.merged.collect():
+            for sample in family.samples:
+                labels, count = sample.labels, int(sample.value)
+                match sample.name:
+                    case "mxgate_transactions_total":
+                        transactions[labels["action"]] = count
+                    case "mxgate_policy_decisions_total":
+                        _add(policies, labels["policy"], "decisions", labels["action"], count)
+                    case "mxgate_policy_would_total":
+                        _add(policies, labels["policy"], "would", labels["action"], count)
+                    case "mxgate_policy_failures_total":
+                        _add(policies, labels["policy"], "failed", labels["failure"], count)
+        return {"transactions": transactions, "policies": policies}
 
     async def decisions(self, query: Mapping[str, str]) -> Mapping[str, object]:
         """The decision records of all workers, the newest first; a worker that did not answer stands in `errors`."""
         _, limit = parse_query(query)
         answers = await self._workers.ask_all("decisions", dict(query), _DECISIONS_TIMEOUT_S)
         return merge_decisions(answers, limit)
+
+
+def _add(policies: dict[str, dict[str, object]], policy: str, what: str, word: str, count: int) -> None:
+    said = policies.setdefault(policy, {"decisions": {}, "would": {}, "failed": {}, "failures": 0})
+    counts = said[what]
+    assert isinstance(counts, dict)
+    counts[word] = counts.get(word, 0) + count
+    if what == "failed":
+        said["failures"] = sum(counts.values())

@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Protocol
 
 from gateway import __version__
-from gateway.adapters.log import open_log, take_over_library_logs
-from gateway.app import run_worker
+from gateway.adapters.log import take_over_library_logs
+from gateway.app import log_of, run_worker
 from gateway.channel import ChannelError, Message, MetricsPush, State, open_channel
 from gateway.config import Config, ConfigError, Problem, check_files, load
 from gateway.connection_counts import ConnectionCounts, SharedCounts
@@ -162,7 +162,7 @@ class Supervisor:
         self._notify = Notify(os.environ)
         self._workers = Workers()
         self._overview = Overview(self._workers, first, config_path)
-        self._log = open_log(first.config.log.format, on_loss=self._overview.lost_lines.inc)
+        self._log = log_of(first.config, on_loss=self._overview.lost_lines.inc)
         self._counts = SharedCounts(max(_MIN_COLUMNS, _COLUMNS_PER_WORKER * first.workers))
         self._open = dict(first.listening.without(None))  # every socket, and whether TLS comes first
         self._unconnected: list[Worker] = []
@@ -292,7 +292,13 @@ class Supervisor:
         # Slow to import, and workers must not carry it.
         from gateway.adapters.admin import serve_admin  # noqa: PLC0415
 
-        close = await serve_admin(self._admin, self._overview, token=self._token)
+        close = await serve_admin(
+            self._admin,
+            self._overview,
+            token=self._token,
+            require_token=not self._current.config.admin.trust_loopback,
+            log=self._log,
+        )
         try:
             await self._end
         finally:
@@ -412,9 +418,12 @@ class Supervisor:
             "problems": problems,
             "needs_restart": needs_restart,
         }
+        status = self._summary()
         if problems:
             self._overview.reload_failed()
             self._log.error("reload.failed", problems=problems)
+            # one line of what systemctl status shows
+            status += f"; the last reload failed: {' '.join(problems[0].split())[:200]}"
         else:
             self._log.info(
                 "reload.done",
@@ -423,12 +432,13 @@ class Supervisor:
                 needs_restart=needs_restart,
                 duration_ms=round(1000 * (time.monotonic() - began), 1),
             )
-        self._notify.ready(self._summary())
+        self._notify.ready(status)
 
     def _needs_restart(self, config: Config) -> list[str]:
         """Keys that have changed and that only a restart brings into force. Raises StartError."""
         changed = {
             "admin.listen": config.admin.listen != self._current.config.admin.listen,
+            "admin.trust_loopback": config.admin.trust_loopback != self._current.config.admin.trust_loopback,
             "admin.token_file": _read_token(config.admin.token_file) != self._token,
         }
         return [key for key, is_changed in changed.items() if is_changed]
@@ -454,8 +464,8 @@ class Supervisor:
         self._current, self._next = generation, None
         self._overview.in_force(generation)
         self._deaths.clear()
-        if config.log.format != current.config.log.format:
-            self._log = open_log(config.log.format, on_loss=self._overview.lost_lines.inc)
+        if config.log != current.config.log or config.server.hostname != current.config.server.hostname:
+            self._log = log_of(config, on_loss=self._overview.lost_lines.inc)
             take_over_library_logs(self._log)
         await self._retire(current, in_favour_of=generation)
 

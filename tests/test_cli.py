@@ -131,7 +131,7 @@ def test_check_config_speaks_json(file: Path) -> None:
         "problems": [
             {
                 "path": "log.format",
-                "message": "must be one of json, logfmt, console",
+                "message": "must be one of json, logfmt, console, text",
                 "source": "--set log.format",
                 "line": None,
                 "column": None,

@@ -312,8 +312,12 @@ def test_identity_protocol_and_tls_go_together_as_one_likes(
             "server.allow_bare_lf_from[0]",
             "'lan' is not a network; write it as 192.0.2.0/24 or 2001:db8::/32",
         ),
-        ("log.format = 'jsno'", "log.format", "must be one of json, logfmt, console; did you mean json?"),
-        ("log.format = 3", "log.format", "must be one of json, logfmt, console"),
+        (
+            "log.format = 'jsno'",
+            "log.format",
+            "must be one of json, logfmt, console, text; did you mean json?",
+        ),
+        ("log.format = 3", "log.format", "must be one of json, logfmt, console, text"),
         ("pipeline.delay_reject = 'no'", "pipeline.delay_reject", "must be true or false"),
         (
             "auth.authserv_id = 'a;b'",

@@ -687,9 +687,10 @@ async def test_a_transaction_without_content_may_be_given_up(with_rcpt: bool) ->
     talk.reset()
 
     assert world.count("transactions") == {"aborted": 1}
-    assert [(event, keys["stage"]) for event, keys in world.lines] == (
-        [("transaction.aborted", "rcpt")] if with_rcpt else []
-    ), "who says MAIL only is a probe and no line"
+    # exactly one line for each transaction, a probe's too
+    assert [(event, keys["stage"]) for event, keys in world.lines] == [
+        ("transaction.aborted", "rcpt" if with_rcpt else "mail")
+    ]
 
 
 async def test_there_need_be_no_transaction_to_reset() -> None:
@@ -813,15 +814,24 @@ async def test_one_line_tells_all_about_a_transaction() -> None:
                 "reason": "",
                 "code": 250,
                 "enhanced": "2.0.0",
+                "text": "Stored as 1",
                 "auth": "",
                 "client": "192.0.2.1",
                 "helo": "client.example",
+                "proto": "ESMTP",
                 "tls": "",
+                "trust": "untrusted",
                 "mail_from": "a@client.example",
                 "rcpts": [f"b{n}@example.org" for n in range(5)],
                 "rcpt_count": 7,
+                "refused": [],
                 "refused_count": 0,
+                "observed": "",
+                "route": "main",
+                "delivered": True,
                 "size_bytes": len(stuff(MESSAGE)),
+                "policies_ms": 0.0,
+                "delivery_ms": 0.0,
                 "duration_ms": 1250.0,
                 "error": "",
             },

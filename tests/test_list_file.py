@@ -44,6 +44,24 @@ def test_a_change_is_seen_after_five_seconds(numbers: Numbers) -> None:
     assert not read.refresh()
 
 
+def test_a_list_is_followed_through_links_that_are_changed_at_once(tmp_path: Path) -> None:
+    """As Kubernetes mounts a ConfigMap; both versions of the file are of one size and one time."""
+    services = FakeServices()
+    for number in (1, 2):
+        (tmp_path / f"..{number}").mkdir()
+        written(tmp_path / f"..{number}" / "numbers", b"%d\n" % number, 1)
+    (tmp_path / "..data").symlink_to("..1")
+    (tmp_path / "numbers").symlink_to("..data/numbers")
+    read = ListFile(tmp_path / "numbers", int, services)
+    read.load()
+    assert read.entries == {1}
+    (tmp_path / "..data_tmp").symlink_to("..2")
+    (tmp_path / "..data_tmp").replace(tmp_path / "..data")
+    services.clock.advance(5)
+    assert read.refresh()
+    assert read.entries == {2}
+
+
 @pytest.mark.parametrize("octets", [b"3\nx\n", b"\xff\n", None])
 def test_a_list_that_became_wrong_is_logged_and_left_alone(numbers: Numbers, octets: bytes | None) -> None:
     path, services, read = numbers

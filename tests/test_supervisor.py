@@ -31,6 +31,7 @@ def test_serves_and_says_so(start: Start) -> None:
         "reasons": [],
         "listening": True,
         "draining": False,
+        "config": {"hash": ready["config"]["hash"], "generation": 1, "last_reload": None},
         "workers": [
             {
                 "worker": 1,

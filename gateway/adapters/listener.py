@@ -41,9 +41,11 @@ from gateway.smtp.proxy_protocol import (
 )
 from gateway.smtp.reply import Reply
 from gateway.smtp.server import INVALID, Phase, Server, ServerSettings
+from gateway.smtp.tapped import TappedServer
 from gateway.stepping import step
 
 if TYPE_CHECKING:
+    from gateway.debugging import Debugging, Dialogue
     from gateway.gatekeeper import Answer, Conversation, Gatekeeper, RcptAnswers
     from gateway.services import Counter, Counters, Services
     from gateway.session import Envelope, Recipient
@@ -52,6 +54,23 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BACKLOG = 511
+# Sessions that end for what the client did have a line of their own, since there may be no transaction that has one
+_TOLD_ENDS = frozenset(
+    [
+        *(
+            "early_talker",
+            "pipelining",
+            "line_end",
+            "line_too_long",
+            "protocol",
+            "plaintext_behind_starttls",
+            "tls",
+        ),
+        *("content", "errors", "commands", "unknown_recipients"),
+    ]
+)
+# Of such lines in a second; who floods the gateway must not flood the log
+_MAX_TOLD = 20
 # Input that piles up while an answer is awaited: a few pipelined groups, then reading pauses
 _MAX_UNREAD_BYTES = 64 * 1024
 _TLS_HANDSHAKE_S = 30.0
@@ -121,7 +140,10 @@ class TlsSource(Protocol):
 
 
 class Listener:
-    """All sessions of a worker on its listening sockets; `counts` is None where there is no other worker."""
+    """All sessions of a worker on its listening sockets; `counts` is None where there is no other worker.
+
+    `debugging` is told what its clients say.
+    """
 
     def __init__(
         self,
@@ -131,7 +153,9 @@ class Listener:
         services: Services,
         tls: TlsSource | None,
         counts: ConnectionCounts | None = None,
+        debugging: Debugging | None = None,
     ) -> None:
+        self.debugging = debugging or None
         self.settings = settings
         self.server_settings = server_settings
         self.gatekeeper = gatekeeper
@@ -151,6 +175,7 @@ class Listener:
         self._sweep: asyncio.TimerHandle | None = None
         self._drained = asyncio.Event()
         self._hidden_by: IPv4Address | IPv6Address | None = None  # as of the last sweep
+        self._told = 0  # lines since the last sweep
         metrics = services.metrics
         connections = metrics.counters(
             "mxgate_connections_total",
@@ -302,6 +327,17 @@ class Listener:
             self.verbs[verb].inc(count)
         self.commands.clear()
 
+    def tell(self, event: str, **keys: object) -> None:
+        """A line about a client that was turned away, unless there were many in this second."""
+        self._told += 1
+        if self._told <= _MAX_TOLD:
+            self.services.log.info(event, **keys)
+
+    def _tell_of_the_untold(self) -> None:
+        if self._told > _MAX_TOLD:
+            self.services.log.warning("session.untold", count=self._told - _MAX_TOLD)
+        self._told = 0
+
     def count_closed(self, reason: str) -> None:
         """Account for the end of a session."""
         self.closed[reason].inc()
@@ -333,6 +369,7 @@ class Listener:
         for connection in list(self.sessions):
             connection.check_deadlines()
         self._count_replies()
+        self._tell_of_the_untold()
         self.counts.roll(self.now)
         if self.tls is not None:
             self.tls.refresh()
@@ -361,6 +398,7 @@ class Connection(asyncio.Protocol):
         "_client",
         "_content_begun",
         "_conversation",
+        "_dialogue",
         "_implicit_tls",
         "_is_closed",
         "_listener",
@@ -386,6 +424,7 @@ class Connection(asyncio.Protocol):
         self._client: Client | None = None  # while it is counted
         self._is_closed = True
         self._origin: Origin | None = None  # what the source watch is yet to be told
+        self._dialogue: Dialogue | None = None  # what is debugged of it
         self._reading_paused = False
         self._writing_paused = False
         self._begun = self._phase_since = self._arrived = listener.now
@@ -454,6 +493,8 @@ class Connection(asyncio.Protocol):
             refusal, outcome = reply.TOO_MANY_FROM_CLIENT, "client_rate"
         listener.connections[outcome].inc()
         if refusal is not None:
+            if outcome != "served":
+                listener.tell("connection.refused", client=str(client), reason=outcome)
             _turn_away(self._transport, refusal, implicit_tls=self._implicit_tls)
             return
         (listener.proxied if self._origin is None else listener.origins[self._origin]).inc()
@@ -465,16 +506,25 @@ class Connection(asyncio.Protocol):
         listener.open_connections.inc()
         bare_lf = settings.allow_bare_lf_from
         self._conversation = listener.gatekeeper.open(client, port, None, source)
-        self._server = Server(
-            listener.server_settings,
-            self,
-            listener.codes,
-            listener.commands,
-            tls_active=self._implicit_tls,
-            # an address that hides its clients is nobody's own device
-            allow_bare_lf=bool(bare_lf)
-            and source is not _HIDDEN
-            and any(client in network for network in bare_lf),
+        # an address that hides its clients is nobody's own device
+        allow_bare_lf = (
+            bool(bare_lf) and source is not _HIDDEN and any(client in network for network in bare_lf)
+        )
+        if listener.debugging is not None:
+            self._dialogue = listener.debugging.dialogue(self._conversation.session.id, client)
+        smtp, codes, commands = listener.server_settings, listener.codes, listener.commands
+        self._server = (
+            Server(smtp, self, codes, commands, tls_active=self._implicit_tls, allow_bare_lf=allow_bare_lf)
+            if self._dialogue is None
+            else TappedServer(
+                smtp,
+                self,
+                codes,
+                commands,
+                self._dialogue.heard,
+                tls_active=self._implicit_tls,
+                allow_bare_lf=allow_bare_lf,
+            )
         )
         if self._implicit_tls:
             # the ClientHello is the TLS layer's
@@ -614,7 +664,7 @@ class Connection(asyncio.Protocol):
             return
         smtp = self._server
         if output := smtp.take_output():
-            self._transport.write(output)
+            self._write(output)
         phase = smtp.phase
         listener = self._listener
         if output or phase is not self._phase:
@@ -631,7 +681,12 @@ class Connection(asyncio.Protocol):
     def _flush(self) -> None:
         """Write the replies that are due."""
         if output := self._server.take_output():
-            self._transport.write(output)
+            self._write(output)
+
+    def _write(self, output: bytes) -> None:
+        if self._dialogue is not None:
+            self._dialogue.said(output)
+        self._transport.write(output)
 
     def _balance(self) -> None:
         """Read only while replies go out and input does not pile up."""
@@ -713,6 +768,8 @@ class Connection(asyncio.Protocol):
 
     def rcpt(self, rcpts: tuple[Recipient, ...]) -> None:
         """RCPTs."""
+        if self._dialogue is not None:
+            self._dialogue.rcpts(rcpts)
         self._await(self._conversation.rcpt(rcpts), self._answer_rcpts)
 
     def _answer(self, answer: Answer) -> None:
@@ -735,6 +792,8 @@ class Connection(asyncio.Protocol):
 
     def content_ends(self, fault: Fault | None) -> None:
         """The end of the content."""
+        if self._dialogue is not None:
+            self._dialogue.content(self._received_bytes)
         self._await(self._conversation.eom(fault), self._answer)
 
     def reset(self) -> None:
@@ -747,6 +806,15 @@ class Connection(asyncio.Protocol):
         self._is_closed = True
         self._phase_since = self._listener.now
         self._listener.count_closed(reason)
+        if reason in _TOLD_ENDS:
+            session = self._conversation.session
+            self._listener.tell(
+                "session.ended",
+                session=session.id,
+                client=str(session.client),
+                helo=session.helo,
+                reason=reason,
+            )
         if reason in _CLOSE_AT_ONCE or not self._transport.can_write_eof():
             self._transport.close()
             return

@@ -40,6 +40,11 @@ class ServerTls:
         self.context.sni_callback = self._take_certificate
         self._seen = self._stamp()
         self._certificate = self._load()
+        self._last_error = ""
+
+    def state(self) -> dict[str, str]:
+        """What /readyz shows: why the files that are there now are not in use, "" when they are."""
+        return {"last_error": self._last_error}
 
     def refresh(self) -> None:
         """Load the certificate again if its files changed; one that cannot be loaded is logged and not taken."""
@@ -50,8 +55,10 @@ class ServerTls:
         try:
             self._certificate = self._load()
         except CertificateError as exc:
+            self._last_error = _in_short(exc.__cause__)
             self._log.error("tls.reload_failed", error=str(exc))
         else:
+            self._last_error = ""
             self._log.info("tls.reloaded")
 
     def _take_certificate(
@@ -86,3 +93,10 @@ def _end_of(chain: bytes) -> float:
         return min(each.not_valid_after_utc.timestamp() for each in x509.load_pem_x509_certificates(chain))
     except ValueError:
         return inf
+
+
+def _in_short(cause: BaseException | None) -> str:
+    """What everybody may know who may ask /readyz: no paths."""
+    if isinstance(cause, ssl.SSLError):
+        return (cause.reason or "unusable").lower()
+    return (isinstance(cause, OSError) and cause.strerror) or "unusable"

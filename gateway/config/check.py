@@ -43,6 +43,8 @@ def _unserviceable(config: Config) -> Iterator[Finding]:
         yield ("server", "listen"), "no address to listen on"
     if config.server.listen_tls and not tls.cert_file:
         yield ("server", "listen_tls"), "needs server.tls.cert_file and server.tls.key_file"
+    if not config.admin.trust_loopback and not config.admin.token_file:
+        yield ("admin", "trust_loopback"), "false needs admin.token_file: nobody could show a token"
     if not config.relay.domains and not config.relay.domains_file:
         yield (
             ("relay", "domains"),

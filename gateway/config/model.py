@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from gateway.config.errors import DEFAULT, KeyPath, Origin, Problem, dotted
 from gateway.config.sources import Sources
 from gateway.config.values import (
+    AddressOrDomain,
     AuthservId,
     DomainName,
     DomainOrSubdomains,
@@ -36,6 +37,7 @@ from gateway.config.values import (
     Workers,
 )
 from gateway.policy import Mode, OnError
+from gateway.redaction import Redact
 
 RELAY_GUARD = "relay_guard"
 """The one policy that is always there; its settings are those of [relay]."""
@@ -80,6 +82,7 @@ class LogFormat(StrEnum):
     JSON = "json"
     LOGFMT = "logfmt"
     CONSOLE = "console"
+    TEXT = "text"
 
 
 class Section(BaseModel):
@@ -306,6 +309,11 @@ class Admin(Section):
     token_file: OptionalPath = _key(
         None, "File with the token that others than loopback must show for `/api/v1/`."
     )
+    trust_loopback: bool = _key(
+        True,
+        "Loopback needs no token; `false`: it does, as where not every user is an operator, or where a proxy runs.",
+        strict=True,
+    )
 
 
 class Auth(Section):
@@ -321,7 +329,22 @@ class Auth(Section):
 class Log(Section):
     """`[log]`: standard error."""
 
-    format: LogFormat = _key(LogFormat.JSON, "How a line is written.")
+    format: LogFormat = _key(
+        LogFormat.JSON,
+        "How a line is written; `text`: as Postfix would, for fail2ban and tools that read its log.",
+    )
+    redact: tuple[Redact, ...] = _key(
+        (),
+        "What is taken out of log, decisions and admin page: `local_parts` of addresses, and `client_addresses`, of "
+        "which the network is left (/24, /48).",
+    )
+    debug_clients: tuple[Networks, ...] = _key(
+        (), "Networks of clients whose dialogue and verdicts are logged in full, at level debug."
+    )
+    debug_rcpts: tuple[AddressOrDomain, ...] = _key(
+        (),
+        "Recipients for whose mail the same is done: `ann@example.org`, `example.org`, `.example.org` (subdomains).",
+    )
 
 
 class Pipeline(Section):

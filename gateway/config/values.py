@@ -25,7 +25,7 @@ from pydantic import (
 from gateway.adapters.store.redis_url import parse_redis_url
 from gateway.config.errors import did_you_mean
 from gateway.session import Trust
-from gateway.smtp.address import AddressError, Domain
+from gateway.smtp.address import AddressError, Domain, parse_forward_path
 from gateway.verdict import AddField, forbidden
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -193,6 +193,18 @@ def parse_domain_or_subdomains(value: object) -> str:
     return "." + parse_domain(text[1:]) if text.startswith(".") else parse_domain(text)
 
 
+def parse_address_or_domain(value: object) -> str:
+    """`ann@example.org`, `example.org`, or `.example.org`; the domain as A-labels, all in lower case."""
+    text = _text(value)
+    if "@" not in text:
+        return parse_domain_or_subdomains(value)
+    try:
+        mailbox = parse_forward_path(f"<{text}>", smtputf8=True)
+    except AddressError as exc:
+        raise ValueError(str(exc)) from None
+    return f"{mailbox.local}@{mailbox.domain}".lower()
+
+
 def parse_domain_pattern(value: object) -> str:
     """`example.org`, `.example.org`, or `*` for every domain."""
     return "*" if value == "*" else parse_domain_or_subdomains(value)
@@ -303,6 +315,9 @@ FieldName = Annotated[str, PlainValidator(_field_name), _json("string", examples
 DomainName = Annotated[Domain, PlainValidator(parse_domain), _json("string")]
 DomainOrSubdomains = Annotated[str, PlainValidator(parse_domain_or_subdomains), _json("string")]
 DomainPattern = Annotated[str, PlainValidator(parse_domain_pattern), _json("string")]
+AddressOrDomain = Annotated[
+    str, PlainValidator(parse_address_or_domain), _json("string", examples=["ann@example.org", "example.org"])
+]
 AuthservId = Annotated[str, PlainValidator(_authserv_id), _json("string")]
 OptionalPath = Annotated[
     Path | None, PlainValidator(_path), _AS_TEXT, WithJsonSchema({"type": ["string", "null"]})

@@ -12,7 +12,8 @@ from typing import Final
 
 from gateway.decision.filters import parse_query
 from gateway.decision.ring import DecisionRing
-from gateway.decision.show import Json, to_json
+from gateway.decision.show import Json, redacted, to_json
+from gateway.redaction import Redaction
 
 MAX_ANSWER_BYTES: Final = 1024 * 1024
 """Of the JSON of one worker's answer; a first record is in it in any case."""
@@ -23,11 +24,15 @@ _STEP = 16
 class DecisionsAnswer:
     """What one worker answers: `step` until it is complete, then `result`. Raises FilterError for a bad query.
 
-    The records come in full when `tx` is asked for; otherwise without the header, evidence and DNS.
+    The records come in full when `tx` is asked for; otherwise without the header, evidence and DNS. What `redaction`
+    takes out is asked for all the same by who knows it.
     """
 
-    def __init__(self, ring: DecisionRing, query: Mapping[str, object]) -> None:
+    def __init__(
+        self, ring: DecisionRing, query: Mapping[str, object], redaction: Redaction | None = None
+    ) -> None:
         filters, limit = parse_query(query)
+        self._redaction = redaction
         self._found = [*ring.latest(limit + 1, filters=filters)]  # one more tells whether there is more
         self._is_truncated = len(self._found) > limit
         self._found = self._found[limit - 1 :: -1] if self._is_truncated else self._found[::-1]
@@ -40,6 +45,8 @@ class DecisionsAnswer:
         # in full a record takes as long as several that are not
         for _ in range(min(1 if self._in_full else _STEP, len(self._found))):
             shown = to_json(self._found.pop(), in_full=self._in_full)
+            if self._redaction:
+                shown = redacted(shown, self._redaction)
             self._bytes += len(json.dumps(shown))
             if self._shown and self._bytes > MAX_ANSWER_BYTES:
                 self._found.clear()

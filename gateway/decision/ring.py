@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -58,11 +58,18 @@ _PLAIN = proceed()
 class DecisionRing:
     """Keeps the newest records within `max_bytes`, an estimate that is right within a factor of two.
 
-    With `cut` False a record stays as it is, whatever its size.
+    With `cut` False a record stays as it is, whatever its size. `on_add` is told of each record, whole.
     """
 
-    def __init__(self, max_bytes: int = MAX_BYTES, *, cut: bool = True) -> None:
+    def __init__(
+        self,
+        max_bytes: int = MAX_BYTES,
+        *,
+        cut: bool = True,
+        on_add: Callable[[Decision], None] | None = None,
+    ) -> None:
         self.max_bytes = max_bytes
+        self._on_add = on_add
         self._cuts = cut
         self.used_bytes = 0
         self._kept: deque[tuple[Decision, int]] = deque()
@@ -72,6 +79,8 @@ class DecisionRing:
 
     def add(self, decision: Decision) -> None:
         """Keep a record, and drop the oldest for it. One that is too large loses much of what it holds; see `_cut`."""
+        if self._on_add is not None:
+            self._on_add(decision)
         if self._cuts and (len(decision.header) > MAX_HEADER_BYTES or len(decision.dns) > _MAX_DNS):
             decision = _capped(decision)
         size = estimate_bytes(decision)

@@ -17,8 +17,10 @@ from typing import Final, TypeAlias
 
 from gateway.decision.exact import record_text
 from gateway.decision.record import Decision, Judged, RcptAnswer
+from gateway.decision.why import why
 from gateway.lookup import Asked
 from gateway.mail.digest import BodyDigest, Canonicalization
+from gateway.redaction import HIDDEN, Redaction
 from gateway.smtp.reply import Reply
 from gateway.verdict import Action, AddField, AuthResult, Evidence, RemoveFields, Verdict
 
@@ -46,10 +48,11 @@ def to_json(decision: Decision, *, in_full: bool = True) -> dict[str, Json]:
     In full it may take some milliseconds, since policies put their evidence into words.
     """
     session, envelope, reply = decision.session, decision.envelope, decision.reply
+    ours, sentence = why(decision)
     tls = session.tls
     shown: dict[str, Json] = {
         "tx": _text(decision.id),
-        "timestamp": _timestamp(decision.time),
+        "timestamp": timestamp(decision.time),
         "session": _text(session.id),
         "client": str(session.client),
         "port": session.port,
@@ -71,6 +74,8 @@ def to_json(decision: Decision, *, in_full: bool = True) -> dict[str, Json]:
         "policy": _text(decision.policy),
         "reason": _text(decision.reason),
         **_reply(reply),
+        "ours": ours,
+        "why": _text(sentence),
         "delivered": decision.delivered,
         "would_be": would_be(decision),
         "route": _text(decision.route),
@@ -85,6 +90,27 @@ def to_json(decision: Decision, *, in_full: bool = True) -> dict[str, Json]:
     }
     if in_full:
         shown |= _in_full(decision)
+    return shown
+
+
+def redacted(record: Mapping[str, Json], redaction: Redaction) -> dict[str, Json]:
+    """A record of `to_json` without what is to be taken out; of the header nothing is left, for it is full of names."""
+    shown: dict[str, Json] = redaction.values(record)
+    if "header_octets" in shown:
+        del shown["header_octets"]
+        shown["header"] = []
+        shown["omitted_header_bytes"] = record["omitted_header_bytes"]
+    sender = record.get("mail_from")
+    local = sender.rpartition("@")[0].lower() if isinstance(sender, str) else ""
+    dns = shown.get("dns")
+    if redaction.hides_local_parts and local and isinstance(dns, list):
+        # RFC 7208 7.2: the macros l and s put the sender's local part into a name
+        for asked in dns:
+            if isinstance(asked, dict):
+                labels = str(asked["name"]).split(".")
+                asked["name"] = ".".join(
+                    [HIDDEN if each.lower() in (local, *local.split(".")) else each for each in labels]
+                )
     return shown
 
 
@@ -251,7 +277,7 @@ def _milliseconds(duration_s: float) -> float:
     return round(milliseconds, 3) if isfinite(milliseconds) else 0.0
 
 
-def _timestamp(seconds: float) -> str:
+def timestamp(seconds: float) -> str:
     """ISO 8601 in UTC with milliseconds, as in the log; such texts sort as the times do."""
     milliseconds = int(seconds * 1000)
     date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(milliseconds // 1000))

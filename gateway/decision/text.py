@@ -11,8 +11,31 @@ from collections.abc import Iterator, Mapping
 # A terminal is read by eyes; --json has all.
 _MAX_RCPTS = 20
 _MAX_VALUE = 300
+_IS_IT_US = {
+    "no": "is it us? no",
+    "rule": "is it us? yes, a rule of ours",
+    "trouble": "is it us? yes, TROUBLE",
+}
 # No size and no duration is larger, and no float is inexact below.
 _MAX_NUMBER = 1e15
+
+
+def as_line(record: Mapping[str, object]) -> str:
+    """One record on one line, for who watches them go by."""
+    rcpts = _records(record, "rcpts")
+    to = f"<{_of(rcpts[0], 'rcpt')}>" if rcpts else "nobody"
+    more = len(rcpts) + _number(record, "omitted_rcpts") - 1
+    return _joined(
+        _of(record, "timestamp"),
+        f"{_of(record, 'action'):<11}",
+        _of(record, "client"),
+        f"<{_of(record, 'mail_from')}> -> {to}",
+        f"and {more:.0f} more" if more > 0 else "",
+        _reply(record),
+        _because(record),
+        {"trouble": "TROUBLE OF OURS", "rule": "", "no": "not us"}.get(_of(record, "ours"), ""),
+        f"tx {_of(record, 'tx')}",
+    )
 
 
 def as_text(record: Mapping[str, object]) -> Iterator[str]:
@@ -41,6 +64,8 @@ def _decided(record: Mapping[str, object]) -> Iterator[str]:
     stage = _of(record, "stage")
     told = _reply(record) or "nothing, the client was gone"
     yield _joined("  answered", told, f"at {stage}" if stage else "", _because(record))
+    if sentence := _of(record, "why"):
+        yield f"  {_IS_IT_US.get(_of(record, 'ours'), 'why')}: {sentence}"
     if error := _of(record, "error"):
         yield f"  error {error}"
     would_be = record.get("would_be")

@@ -9,7 +9,7 @@ from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gateway.session import Transaction
+    from gateway.session import Envelope, Session, Transaction
 
 # what a domain or an address literal may hold; the rest of a client's HELO is not written into a field of ours
 _NOT_DOMAIN = re.compile(r"[^A-Za-z0-9.:_\[\]-]")
@@ -18,12 +18,7 @@ _NOT_DOMAIN = re.compile(r"[^A-Za-z0-9.:_\[\]-]")
 def received(tx: Transaction, hostname: str, now: float) -> bytes:
     """Our trace field in wire form: who gave us this message, how, and when (`now` in seconds since the epoch)."""
     session, envelope = tx.session, tx.envelope
-    # RFC 3848: with ESMTP, S with TLS; RFC 6531 4.3: UTF8SMTP
-    protocol = "UTF8SMTP" if envelope.smtputf8 else "ESMTP" if session.esmtp else "SMTP"
-    tls = ""
-    if session.tls is not None:
-        protocol += "S"
-        tls = f"\r\n\t({session.tls.version} {session.tls.cipher})"
+    tls = f"\r\n\t({session.tls.version} {session.tls.cipher})" if session.tls is not None else ""
     client = f"IPv6:{session.client}" if isinstance(session.client, IPv6Address) else session.client
     helo = _NOT_DOMAIN.sub("?", session.helo)
     rcpts = envelope.rcpts
@@ -31,9 +26,15 @@ def received(tx: Transaction, hostname: str, now: float) -> bytes:
     for_ = f"\r\n\tfor <{rcpts[0].mailbox.text}>" if len(rcpts) == 1 else ""
     return (
         f"Received: from {helo} ([{client}])\r\n"
-        f"\tby {hostname} with {protocol} id {tx.id}{tls}{for_};\r\n"
+        f"\tby {hostname} with {with_protocol(session, envelope)} id {tx.id}{tls}{for_};\r\n"
         f"\t{_date(int(now))}\r\n"
     ).encode()
+
+
+def with_protocol(session: Session, envelope: Envelope) -> str:
+    """The word behind `with` (RFC 5321 4.4, RFC 3848, RFC 6531 4.3)."""
+    protocol = "UTF8SMTP" if envelope.smtputf8 else "ESMTP" if session.esmtp else "SMTP"
+    return protocol if session.tls is None else protocol + "S"
 
 
 @lru_cache(maxsize=4)

@@ -5,30 +5,36 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import select
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.adapters.log import open_log, take_over_library_logs
+from gateway.redaction import Redaction
 
-STYLES = ("json", "logfmt", "console")
+STYLES = ("json", "logfmt", "console", "text")
 HOSTILE = "\r\n\x00\x1b[31m\x7f\x85\x9b\u2028\u2029\u200e\u202e\u2066\ud800\U000e0001"
 
 
 class Lines:
     """A log and what it wrote."""
 
-    def __init__(self, style: str, file: FileIO) -> None:
+    def __init__(self, style: str, file: FileIO, **given: Any) -> None:
         self.losses = 0
         self._file = file
-        self.log = open_log(style, fd=file.fileno(), on_loss=self._lose, now=lambda: 1_800_000_000.0125)
+        self.log = open_log(
+            style, fd=file.fileno(), on_loss=self._lose, now=lambda: 1_800_000_000.0125, **given
+        )
 
     def _lose(self) -> None:
         self.losses += 1
@@ -39,9 +45,9 @@ class Lines:
 
 
 @contextmanager
-def opened(style: str) -> Iterator[Lines]:
+def opened(style: str, **given: Any) -> Iterator[Lines]:
     with tempfile.TemporaryFile(buffering=0) as file:
-        yield Lines(style, file)
+        yield Lines(style, file, **given)
 
 
 def test_json() -> None:
@@ -77,6 +83,104 @@ def test_console() -> None:
         )
 
 
+TRANSACTION: dict[str, Any] = {
+    "session": "s",
+    "tx": "s-1",
+    "stage": "rcpt",
+    "policy": "relay_guard",
+    "action": "rejected",
+    "reason": "relaying_denied",
+    "code": 550,
+    "enhanced": "5.7.1",
+    "text": "Relaying denied",
+    "client": "192.0.2.7",
+    "helo": "mail.example.net",
+    "proto": "ESMTP",
+    "mail_from": "you@example.net",
+    "rcpts": ["ann@example.com"],
+    "rcpt_count": 0,
+    "refused": ["550 5.7.1 relay_guard relaying_denied ann@example.com"],
+    "route": "main",
+    "size_bytes": 2048,
+    "duration_ms": 1.5,
+    "error": "",
+}
+
+
+def test_text() -> None:
+    with opened("text", hostname="mx.example.org") as lines:
+        lines.log.info("message.rejected", **TRANSACTION)
+        lines.log.info(
+            "message.accepted",
+            **TRANSACTION | {"code": 250, "enhanced": "2.0.0", "text": "Ok", "policy": "", "rcpt_count": 1},
+        )
+        lines.log.warning("relay.host_down", host="mta:25", detail="no route = none")
+        head = f"2027-01-15T08:00:00.012Z mx.example.org mxgate/{{}}[{os.getpid()}]: "
+        refused, accepted, other = lines.read().splitlines()
+    assert refused == (
+        head.format("smtpd")
+        + "NOQUEUE: reject: RCPT from unknown[192.0.2.7]: 550 5.7.1 <ann@example.com>: Relaying denied; "
+        "from=<you@example.net> to=<ann@example.com> proto=ESMTP helo=<mail.example.net> id=s-1 size=2048 delay=0.0015 "
+        "session=s policy=relay_guard action=rejected reason=relaying_denied "
+        'refused="550 5.7.1 relay_guard relaying_denied ann@example.com"'
+    )
+    assert accepted.startswith(
+        head.format("smtpd")
+        + "s-1: client=unknown[192.0.2.7], from=<you@example.net>, to=<ann@example.com>, relay=main, size=2048, "
+        "nrcpt=1, delay=0.0015, dsn=2.0.0, status=sent (250 2.0.0 Ok), proto=ESMTP helo=<mail.example.net> "
+    )
+    assert other == head.format("relay") + ('warning: relay.host_down host=mta:25 detail="no route = none"')
+
+
+@given(
+    text=st.text()
+    | st.text(alphabet='<>[]()=;:," \\x\n')
+    | st.sampled_from([HOSTILE, "a> to=<b> policy=x", "x; from=<y>", '" policy=x "'])
+)
+def test_in_text_no_value_makes_a_field(text: str) -> None:
+    """Each field stands there once, with the value that it has."""
+    hostile = {
+        "helo": text,
+        "mail_from": text,
+        "rcpts": [text],
+        "text": text,
+        "refused": [text],
+        "error": text,
+    }
+    for event in ("message.rejected", "message.accepted", "transaction.aborted", "session.ended"):
+        with opened("text") as lines:
+            lines.log.info(event, **TRANSACTION | hostile)
+            line = lines.read()
+        assert line.count("\n") == 1
+        assert line.isascii()
+        # without what is in brackets or quotes, and behind the words of the reply
+        plain = re.sub(r'<[^<>]*>|"[^"]*"', "", line)
+        for field in (" policy=", " reason=", " helo="):
+            assert plain.count(field) == 1
+        assert plain.count("unknown[") == 1
+        assert plain.count(" to=") <= 1
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_what_is_to_be_redacted_is_in_no_value(style: str) -> None:
+    with opened(style, redaction=Redaction(["local_parts", "client_addresses"])) as lines:
+        lines.log.info("message.rejected", **TRANSACTION)
+        lines.log.error("policy.failed", error=ValueError("ann@example.com"), address=ip_address("192.0.2.7"))
+        lines.log.info("relay.host_down", host="10.0.0.5:25")
+        read = lines.read()
+    assert not re.search(r"ann@|you@|192\.0\.2\.7", read)
+    assert read.count("***@example.com") >= 2
+    assert "192.0.2.0/24" in read
+    assert "10.0.0.5:25" in read  # the operator's own
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_debug_is_written_where_it_is_wanted(style: str) -> None:
+    with opened(style, with_debug=True) as lines:
+        lines.log.debug("debug.dialogue", side="client", line="NOOP")
+        assert "NOOP" in lines.read()
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_debug_is_not_written(style: str) -> None:
     with opened(style) as lines:
@@ -96,10 +200,10 @@ def test_any_text_stays_within_its_line(style: str, value: str | bytes, key: str
         line = lines.read()
     assert line.endswith("\n")
     assert line[:-1].isprintable()
-    if style == "json":
+    if style in ("json", "text"):
         assert line.isascii()
-        if isinstance(value, str):
-            assert json.loads(line)["helo"] == value
+    if style == "json" and isinstance(value, str):
+        assert json.loads(line)["helo"] == value
 
 
 def test_different_values_are_never_written_the_same() -> None:

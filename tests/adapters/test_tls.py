@@ -137,6 +137,49 @@ def test_a_renewed_certificate_is_used_from_the_next_handshake_on(files: Files) 
     assert files.events == ["tls.reloaded"]
 
 
+def mounted(folder: Path, number: int) -> None:
+    """As Kubernetes mounts a Secret: the names are links through `..data`, which is changed at once by a rename."""
+    data, new = folder / "..data", folder / "..data_tmp"
+    new.symlink_to(f"..{number}")
+    new.replace(data)
+
+
+def test_a_certificate_is_followed_through_links(tmp_path: Path) -> None:
+    log, serials = FakeLog(), []
+    trusting = None
+    for number in (1, 2):
+        folder = tmp_path / f"..{number}"
+        folder.mkdir()
+        made = Files(folder)
+        made.issue()
+        mounted(tmp_path, number)
+        if trusting is None:
+            for name in ("cert.pem", "key.pem"):
+                (tmp_path / name).symlink_to(f"..data/{name}")
+            server = ServerTls(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"), log)
+        trusting = made.trusting
+        server.refresh()
+        serials.append(serial(handshake(server.context, trusting)))
+    assert serials[0] != serials[1]
+    assert [line.event for line in log.lines] == ["tls.reloaded"]
+
+
+def test_what_is_wrong_with_the_files_is_shown_without_their_names(files: Files) -> None:
+    files.issue()
+    server = files.server()
+    assert server.state() == {"last_error": ""}
+    files.write(files.key, b"no key")
+    server.refresh()
+    assert server.state()["last_error"]
+    assert "/" not in server.state()["last_error"]
+    files.cert.unlink()
+    server.refresh()
+    assert server.state() == {"last_error": "No such file or directory"}
+    files.issue()
+    server.refresh()
+    assert server.state() == {"last_error": ""}
+
+
 def test_files_that_did_not_change_are_not_loaded_again(files: Files) -> None:
     files.issue()
     server = files.server()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.decision import ACTIONS, FilterError, Judged, parse_query
+from gateway.decision.filters import NAMES, OTHER_NAMES
 from gateway.verdict import Stage, proceed, reject
 from tests.decision.records import DENIED, decision, plain
 
@@ -47,6 +48,24 @@ FAILED = Judged("greylist", Stage.RCPT, "enforce", proceed(), None, 0.1, "timeou
         ({"policy": "dmarc"}, True),
         ({"policy": "greylist"}, True),
         ({"policy": "spf"}, False),  # it just went on
+        ({"id": "1m80vxzckjnp001-1"}, True),
+        ({"from": "example.net"}, True),
+        ({"network": "192.0.2.0/24"}, True),
+        ({"network": "198.51.100.0/24"}, False),
+        ({"domain": "example.net"}, True),
+        ({"domain": "Example.COM"}, True),
+        ({"domain": "net"}, True),
+        ({"domain": "ample.net"}, False),
+        ({"domain": "mail1.example.net"}, False),  # HELO is nobody's domain
+        ({"reason": "dmarc_fail"}, True),
+        ({"reason": "Downstream"}, True),  # of each recipient
+        ({"reason": "spf_fail"}, False),
+        ({"since": "2001-09-09T01:46:41Z"}, True),
+        ({"since": "2001-09-09T01:46:41.000"}, True),
+        ({"since": "2001-09-09T01:46:41.001Z"}, False),
+        ({"since": "2001-09-09T03:46:41+02:00"}, True),
+        ({"since": "10m"}, True),
+        ({"since": "9s"}, False),
         ({"policy": "dmarc", "action": "rejected", "rcpt": "example.com", "limit": "3"}, True),
         ({"policy": "dmarc", "action": "accepted"}, False),
     ],
@@ -60,7 +79,8 @@ def test_finds_what_it_says(query: dict[str, str], expected: bool) -> None:
         answer=DENIED,
         policy="relay_guard",
     )
-    filters, _ = parse_query(query)
+    # ten seconds later
+    filters, _ = parse_query(query, lambda: record.time + 10)
     assert filters.matches(record) is expected
 
 
@@ -85,6 +105,12 @@ def test_the_null_reverse_path_is_found_by_its_brackets_only() -> None:
         ({"rcpt": "x" * 257}, "rcpt is no text of at most 256 characters"),
         ({"rcpt": ["x"]}, "rcpt is no text"),
         ({"rcpt": None}, "rcpt is no text"),
+        ({"domain": "a..b"}, "domain 'a..b' is no domain"),
+        ({"since": "yesterday"}, "since 'yesterday' is neither a time"),
+        ({"since": "5w"}, "since '5w' is neither"),
+        ({"since": "99999-01-01"}, "is neither"),
+        ({"id": "a", "tx": "b"}, "id and tx are the same filter"),
+        ({"from": "a", "sender": "b"}, "from and sender are the same filter"),
     ],
 )
 def test_says_what_is_wrong(query: dict[str, object], error: str) -> None:
@@ -97,11 +123,11 @@ def test_twenty_are_shown_unless_a_number_is_given() -> None:
     assert parse_query({"limit": "1000"})[1] == parse_query({"limit": 1000})[1] == 1000
 
 
-NAMES = st.sampled_from(["tx", "rcpt", "sender", "client", "action", "policy", "limit"]) | st.text()
+FILTERS = st.sampled_from([*NAMES, *OTHER_NAMES]) | st.text()
 VALUES = st.text() | st.sampled_from(ACTIONS) | st.none() | st.integers() | st.lists(st.text())
 
 
-@given(st.dictionaries(NAMES, VALUES))
+@given(st.dictionaries(FILTERS, VALUES))
 def test_any_query_finds_or_is_refused_in_printable_ascii(query: dict[str, object]) -> None:
     refusal = ""
     try:

@@ -173,6 +173,7 @@ def test_shows_the_whole_record_in_the_words_of_the_log() -> None:
         "  from <you@example.net>",
         "  to <ann@example.org>: 250 2.1.5 Ok 21 0 [downstream]",
         "  answered 550 5.7.1 Relaying denied at eom [dmarc dmarc_fail]",
+        "  is it us? yes, a rule of ours: our policy dmarc refused it: dmarc_fail",
         "  observed only: would have been defer at rcpt for <ann@example.org> [greylist new] 451 4.7.1 Come again",
         "  From: Ann <ann@example.net>",
         "  verdicts",

@@ -129,6 +129,15 @@ class Gateway:
         """What it wrote to stdout and stderr so far."""
         return self._log_file.read_text(encoding="utf-8", errors="replace")
 
+    @property
+    def admin_address(self) -> Address:
+        """Of its admin port."""
+        return self._admin
+
+    def reload(self) -> None:
+        """SIGHUP. Does not wait."""
+        self.process.send_signal(signal.SIGHUP)
+
     def admin(self, path: str) -> tuple[int, str]:
         """Status and body of GET on the admin port; OSError when nobody answers."""
         url = f"http://{self._admin[0]}:{self._admin[1]}{path}"

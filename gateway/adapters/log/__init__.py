@@ -1,8 +1,9 @@
-"""The log: one line an event on standard error, as JSON, or by structlog as logfmt or for a console.
+"""The log: one line an event on standard error: JSON, as Postfix would write it, or by structlog logfmt or console.
 
 Nothing that came from outside can forge or break a line, or drive a terminal: what is not printable (control
-characters, line separators, bidi controls, lone surrogates) is escaped, in JSON everything but ASCII.
+characters, line separators, bidi controls, lone surrogates) is escaped, in JSON and `text` everything but ASCII.
 Logging never raises and never blocks: a line that cannot be written at once is dropped and counted.
+What the operator wants redacted is taken out of all values here, whoever wrote the line.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from typing import Any, cast
 
 import structlog
 
+from gateway.adapters.log.postfix import postfix_line
+from gateway.redaction import Redaction
 from gateway.services import Log
 
 _esc = json.encoder.encode_basestring_ascii  # C; also escapes DEL
 
 # Keys that the lines themselves, or structlog's console renderer, give a meaning.
 _RESERVED = frozenset({"timestamp", "level", "event", "exc_info", "exception", "stack"})
+# Keys whose addresses are the operator's own, not a client's.
+_NEVER_REDACTED = frozenset({"host", "peer", "listen", "listen_tls", "admin", "nameservers", "version"})
 
 # The kinds of lines are few: each is an event of ours with its keys.
 _MAX_TEMPLATES = 256
@@ -39,21 +44,29 @@ def open_log(
     fd: int = 2,
     on_loss: Callable[[], None] = lambda: None,
     now: Callable[[], float] = time.time,
+    hostname: str = "localhost",
+    redaction: Redaction | None = None,
+    with_debug: bool = False,
 ) -> Log:
-    """The Log service: INFO and above, in the style "json", "logfmt" or "console".
+    """The Log service in the style "json", "logfmt", "console" or "text": INFO and above, `with_debug` all.
 
-    `on_loss` is called for each line that could not be written.
+    `on_loss` is called for each line that could not be written. `hostname` stands in lines of the style "text".
     """
     timestamp = _Timestamp(now)
+    writer = _LineWriter(fd, on_loss)
+    log: Log
     if style == "json":
-        return _JsonLog(_LineWriter(fd, on_loss), timestamp)
-    render = _render_text(timestamp, style, colors=os.isatty(fd))
-    log = structlog.wrap_logger(
-        _LineWriter(fd, on_loss),
-        processors=[render],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-    )
-    return cast("Log", log.bind())  # bound once: the proxy would bind again for each line
+        log = _JsonLog(writer, timestamp, with_debug=with_debug)
+    elif style == "text":
+        log = _PostfixLog(writer, timestamp, hostname, with_debug=with_debug)
+    else:
+        render = _render_text(timestamp, style, colors=os.isatty(fd))
+        level = logging.DEBUG if with_debug else logging.INFO
+        wrapped = structlog.wrap_logger(
+            writer, processors=[render], wrapper_class=structlog.make_filtering_bound_logger(level)
+        )
+        log = cast("Log", wrapped.bind())  # bound once: the proxy would bind again for each line
+    return _RedactingLog(log, redaction) if redaction else log
 
 
 def take_over_library_logs(log: Log) -> None:
@@ -128,13 +141,16 @@ class _Timestamp:
 class _JsonLog:
     """JSON without structlog, whose share of a line's cost was half: this line is written for each message."""
 
-    def __init__(self, writer: _LineWriter, timestamp: _Timestamp) -> None:
+    def __init__(self, writer: _LineWriter, timestamp: _Timestamp, *, with_debug: bool) -> None:
         self._write = writer.info
         self._timestamp = timestamp
+        self._with_debug = with_debug
         self._templates: dict[tuple[str, ...], str] = {}
 
     def debug(self, event: str, **keys: object) -> None:
-        """Below INFO: nothing is written."""
+        """Below INFO: written where it is wanted."""
+        if self._with_debug:
+            self._line("debug", event, keys)
 
     def info(self, event: str, **keys: object) -> None:
         self._line("info", event, keys)
@@ -160,6 +176,81 @@ class _JsonLog:
             self._templates.clear()
         template = self._templates[kind] = line.replace("%", "%%").replace("\0", "%s")
         return template
+
+
+class _PostfixLog:
+    """The style `text`."""
+
+    def __init__(
+        self, writer: _LineWriter, timestamp: _Timestamp, hostname: str, *, with_debug: bool
+    ) -> None:
+        self._write = writer.info
+        self._timestamp = timestamp
+        self._with_debug = with_debug
+        self._hostname = hostname
+        self._pid = 0
+
+    def debug(self, event: str, **keys: object) -> None:
+        if self._with_debug:
+            self._line("debug", event, keys)
+
+    def info(self, event: str, **keys: object) -> None:
+        self._line("info", event, keys)
+
+    def warning(self, event: str, **keys: object) -> None:
+        self._line("warning", event, keys)
+
+    def error(self, event: str, **keys: object) -> None:
+        self._line("error", event, keys)
+
+    def _line(self, level: str, event: str, keys: dict[str, object]) -> None:
+        if self._pid != (pid := os.getpid()):
+            self._pid, self._render = pid, postfix_line(self._hostname, pid)
+        plain = {
+            _key(key): value if isinstance(value, int | float) else _listed(value)
+            for key, value in keys.items()
+        }
+        self._write(self._render(self._timestamp(), level, _text(event), plain))
+
+
+def _listed(value: object) -> str | list[str]:
+    return [_text(each) for each in value] if isinstance(value, list | tuple) else _shown(value)
+
+
+def _shown(value: object) -> str:
+    return "" if value is None else _text(value)
+
+
+class _RedactingLog:
+    """Takes out of all values what is to be redacted."""
+
+    def __init__(self, log: Log, redaction: Redaction) -> None:
+        self._log = log
+        self._redaction = redaction
+
+    def debug(self, event: str, **keys: object) -> None:
+        self._log.debug(event, **self._redacted(keys))
+
+    def info(self, event: str, **keys: object) -> None:
+        self._log.info(event, **self._redacted(keys))
+
+    def warning(self, event: str, **keys: object) -> None:
+        self._log.warning(event, **self._redacted(keys))
+
+    def error(self, event: str, **keys: object) -> None:
+        self._log.error(event, **self._redacted(keys))
+
+    def _redacted(self, keys: dict[str, object]) -> dict[str, object]:
+        return {key: value if key in _NEVER_REDACTED else self._value(value) for key, value in keys.items()}
+
+    def _value(self, value: object) -> object:
+        match value:
+            case None | bool() | int() | float():
+                return value
+            case list() | tuple():
+                return [self._value(each) for each in value]
+            case _:
+                return self._redaction.text(_text(value))
 
 
 def _json(value: object) -> str:

@@ -1,30 +1,65 @@
-"""The admin port by aiohttp: /livez, /readyz, /metrics, and /api/v1/ for those who may.
+"""The admin port by aiohttp: the page, /livez, /readyz, /metrics, and /api/v1/ for those who may.
 
 It only asks the supervisor and shows the answers. The supervisor binds the socket and imports this module after it
 has forked its workers: aiohttp takes longer to import than everything else together, and no worker needs it.
 
-/api/v1/ answers loopback, and others who show the token (`Authorization: Bearer ...`). Health and metrics are for all.
-Loopback is who asks for an address or `localhost` himself: no page in a browser there, and nobody behind a proxy there.
+Health, metrics and the page's own files are for all; the page holds nothing and asks /api/v1/ as everybody does, who
+may is guard's matter. What connections may cost is crowd's. Everything is read-only.
 """
 
 from __future__ import annotations
 
-import hmac
-import ipaddress
+import asyncio
 import json
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+from importlib.resources import files
+from typing import Final, Protocol
 
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.typedefs import Handler
 
+from gateway.adapters.admin.crowd import Crowd
+from gateway.adapters.admin.guard import Guard
 from gateway.decision import FilterError
+from gateway.services import Log
 
 # How long a request under way may take when the port is closed.
 _SHUTDOWN_S = 1.0
-# RFC 7239 4, and what was there before it.
-_OF_PROXIES = (hdrs.FORWARDED, hdrs.X_FORWARDED_FOR)
+_KEEPALIVE_S = 20.0
+
+_STATIC: Final = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+# Nothing from elsewhere, nothing inline, in nobody's frame; what is no page may load nothing at all.
+_PAGE_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+_OTHER_POLICY: Final = "default-src 'none'; frame-ancestors 'none'"
+_HEADERS: Final = {
+    hdrs.CACHE_CONTROL: "no-store",
+    "X-Content-Type-Options": "nosniff",
+    hdrs.SERVER: "mxgate",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+def _is_no_bad_request(record: logging.LogRecord) -> bool:
+    """Whoever reaches the port could write to the log: a request that is none is answered, and that is all."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError)
+
+
+_LOGGER: Final = logging.getLogger("gateway.admin")
+_LOGGER.addFilter(_is_no_bad_request)
 
 
 class Supervised(Protocol):
@@ -50,21 +85,63 @@ class Supervised(Protocol):
 
 
 async def serve_admin(
-    sock: socket.socket, supervised: Supervised, *, token: bytes
+    sock: socket.socket,
+    supervised: Supervised,
+    *,
+    token: bytes,
+    require_token: bool = False,
+    log: Log | None = None,
 ) -> Callable[[], Awaitable[None]]:
-    """Serve on a socket that listens, which is ours from then on; the result closes it. No token: loopback only."""
-    application = web.Application(middlewares=[_errors_in_json, _guard(token)])
+    """Serve on a socket that listens, which is ours from then on; the result closes it.
+
+    No token: loopback only. `require_token`: loopback has to show it too. `log` is told of wrong tokens.
+    """
+    crowd = Crowd()
+    guard = Guard(token, require_token=require_token, log=log)
+    application = web.Application(middlewares=[crowd.middleware, _errors_in_json, guard.middleware])
+    application.on_response_prepare.append(_add_headers)
     pages = _Pages(supervised)
+    for path, (name, content_type) in _STATIC.items():
+        application.router.add_get(path, _static(name, content_type))
     application.router.add_get("/livez", pages.livez)
     application.router.add_get("/readyz", pages.readyz)
     application.router.add_get("/metrics", pages.metrics)
     application.router.add_get("/api/v1/status", pages.status)
     application.router.add_get("/api/v1/decisions", pages.decisions)
     application.router.add_get("/api/v1/decisions/{tx}", pages.decision)
-    runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S)
+    runner = web.AppRunner(
+        application,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=_SHUTDOWN_S,
+        keepalive_timeout=_KEEPALIVE_S,
+        logger=_LOGGER,
+    )
     await runner.setup()
-    await web.SockSite(runner, sock).start()
-    return runner.cleanup
+    assert runner.server is not None
+    server = await asyncio.get_running_loop().create_server(crowd.admit(runner.server), sock=sock)
+
+    async def close() -> None:
+        server.close()
+        await runner.cleanup()
+        crowd.disperse()
+
+    return close
+
+
+def _static(name: str, content_type: str) -> Handler:
+    body = files(__package__).joinpath("static", name).read_bytes()
+
+    async def serve(_: web.Request) -> web.Response:
+        return web.Response(body=body, content_type=content_type, charset="utf-8")
+
+    return serve
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    is_page = request.path in _STATIC and response.status == 200
+    response.headers["Content-Security-Policy"] = _PAGE_POLICY if is_page else _OTHER_POLICY
+    response.headers.update(_HEADERS)
 
 
 class _Pages:
@@ -113,9 +190,7 @@ class _Pages:
 
 def _json(body: Mapping[str, object], status: int = 200) -> web.Response:
     text = json.dumps(body, indent=2) + "\n"
-    return web.Response(
-        text=text, status=status, content_type="application/json", headers={hdrs.CACHE_CONTROL: "no-store"}
-    )
+    return web.Response(text=text, status=status, content_type="application/json")
 
 
 @web.middleware
@@ -124,44 +199,7 @@ async def _errors_in_json(request: web.Request, handler: Handler) -> web.StreamR
         return await handler(request)
     except web.HTTPException as exc:
         response = _json({"error": exc.reason}, exc.status)
-        for name in (hdrs.ALLOW, hdrs.WWW_AUTHENTICATE):
+        for name in (hdrs.ALLOW, hdrs.WWW_AUTHENTICATE, hdrs.RETRY_AFTER):
             if name in exc.headers:
                 response.headers[name] = exc.headers[name]
         return response
-
-
-def _guard(token: bytes) -> Middleware:
-    expected = b"Bearer " + token
-
-    @web.middleware
-    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path.startswith("/api/") and not (_is_loopback(request.remote) and _is_direct(request)):
-            # aiohttp decodes a header's bytes so that they come back like this.
-            shown = request.headers.get(hdrs.AUTHORIZATION, "").encode("utf-8", "surrogateescape")
-            if not token or not hmac.compare_digest(shown, expected):
-                raise web.HTTPUnauthorized(headers={hdrs.WWW_AUTHENTICATE: "Bearer"})
-        return await handler(request)
-
-    return guard
-
-
-def _is_direct(request: web.Request) -> bool:
-    """Whether it is no page of a browser on this machine (DNS rebinding), nor somebody's whom a local proxy brings."""
-    if any(name in request.headers for name in _OF_PROXIES):
-        return False
-    host = request.host.lower()
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return name == "localhost"
-    return True
-
-
-def _is_loopback(remote: str | None) -> bool:
-    try:
-        address = ipaddress.ip_address(remote or "")
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)  # how a socket for both families shows 127.0.0.1
-    return (mapped or address).is_loopback
