@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gateway import __version__
+from gateway.activation import activated
 from gateway.adapters.log import open_log, take_over_library_logs
 from gateway.app import run_worker
 from gateway.channel import ChannelError, Message, MetricsPush, State, open_channel
@@ -42,6 +43,7 @@ from gateway.generation import Generation, worker_count
 from gateway.listening import (
     EXIT_CONFIG,
     EXIT_FAILURE,
+    Given,
     StartError,
     bind,
     close_politely,
@@ -116,12 +118,16 @@ def run(
         token = _read_token(config.admin.token_file)
         workers = worker_count(config)
         with contextlib.ExitStack() as bound:
-            listening = listen(config.server, workers)
+            sockets = activated(os.environ)
+            listening = listen(config.server, workers, given=sockets.given)
             for sock, _ in listening.without(None):
                 bound.enter_context(sock)
-            admin = bound.enter_context(bind(config.admin.listen))
+            admin = bound.enter_context(sockets.admin or bind(config.admin.listen))
             first = Generation(1, config, listening, workers)
-            return Supervisor(first, admin, worker, load_again, token=token, config_path=config_path).run()
+            supervisor = Supervisor(
+                first, admin, worker, load_again, token=token, config_path=config_path, given=sockets.given
+            )
+            return supervisor.run()
     except StartError as exc:
         sys.stderr.write(f"mxgate: {exc}\n")
         return exc.exit_code
@@ -151,8 +157,10 @@ class Supervisor:
         *,
         token: bytes,
         config_path: str | None,
+        given: Given,
     ) -> None:
         self._current = first
+        self._given = given
         self._next: Generation | None = None  # while its workers start
         self._last_number = first.number
         self._admin = admin
@@ -438,7 +446,7 @@ class Supervisor:
         current, workers = self._current, worker_count(config)
         if self._counts.free < workers:
             raise ReloadError("too many workers of earlier reloads still end their sessions; try again later")
-        listening = listen(config.server, workers, current.listening)
+        listening = listen(config.server, workers, current.listening, given=self._given)
         self._open.update(listening.without(current.listening))
         self._last_number += 1
         self._next = generation = Generation(self._last_number, config, listening, workers)
@@ -504,8 +512,13 @@ class Supervisor:
 
     def _close(self, sockets: Iterable[socket.socket]) -> None:
         for sock in sockets:
-            if sock in self._open:
-                close_politely(sock, is_tls=self._open.pop(sock))
+            if sock not in self._open:
+                continue
+            is_tls = self._open.pop(sock)
+            if sock in self._given:
+                sock.close()  # the service manager has it open, and its queue is for our successor
+            else:
+                close_politely(sock, is_tls=is_tls)
 
     # --- the end -------------------------------------------------------------------------------------------
 
