@@ -24,7 +24,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from gateway import __version__
 from gateway.activation import activated
 from gateway.adapters.log import open_log, take_over_library_logs
 from gateway.app import run_worker
+from gateway.changed_files import ChangedFiles
 from gateway.channel import ChannelError, Message, MetricsPush, State, open_channel
 from gateway.config import Config, ConfigError, Problem, check_files, load
 from gateway.connection_counts import ConnectionCounts, SharedCounts
@@ -180,6 +181,9 @@ class Supervisor:
         self._is_ready = asyncio.Event()  # a worker has been ready once
         self._is_announced = False  # all were, and the service manager knows
         self._hung_up = asyncio.Event()
+        self._config_path = config_path
+        self._watched = ChangedFiles()
+        self._watched.watch(self._files_of(first.config))
         self._start_failure = ""  # of a worker of the next generation
         self._deaths: dict[int, int] = {}  # in a row, by number
         self._to_fork: list[tuple[Generation, int]] = []
@@ -307,7 +311,7 @@ class Supervisor:
             await close()
 
     def _tick(self, expected: float) -> None:
-        """Once a second: replace workers that say nothing any more."""
+        """Once a second: replace workers that say nothing any more, and look for changed files."""
         now = time.monotonic()
         # A supervisor that was stopped itself has heard nobody meanwhile.
         stopped_s = now - expected
@@ -322,6 +326,8 @@ class Supervisor:
                 )
                 worker.heard_at = now
                 worker.signal(signal.SIGKILL)
+        if self._watched.have_changed():
+            self._hung_up.set()
         self._notify.alive()
         self._loop.call_later(_TICK_S, self._tick, now + _TICK_S)
 
@@ -401,6 +407,7 @@ class Supervisor:
     async def _reload(self) -> None:
         began = time.monotonic()
         self._log.info("reload.started")
+        self._watched.note()
         self._notify.reloading()
         needs_restart: list[str] = []
         problems: list[str] = []
@@ -433,6 +440,12 @@ class Supervisor:
             )
         self._notify.ready(self._summary())
 
+    def _files_of(self, config: Config) -> Iterator[Path]:
+        """What is looked at for `server.reload_on_change`."""
+        if config.server.reload_on_change and self._config_path is not None:
+            yield Path(self._config_path)
+            yield from (each.file for each in config.policy.values() if each.is_planned and each.file)
+
     def _needs_restart(self, config: Config) -> list[str]:
         """Keys that have changed and that only a restart brings into force. Raises StartError."""
         changed = {
@@ -461,6 +474,7 @@ class Supervisor:
             raise
         self._current, self._next = generation, None
         self._overview.in_force(generation)
+        self._watched.watch(self._files_of(config))
         self._deaths.clear()
         if config.log.format != current.config.log.format:
             self._log = open_log(config.log.format, on_loss=self._overview.lost_lines.inc)
