@@ -44,7 +44,7 @@ every_ci = pytest.mark.parametrize("ci", CI)
 # files that are made from others
 
 
-@pytest.mark.parametrize("name", ["README.md", "values.schema.json"])
+@pytest.mark.parametrize("name", ["Chart.yaml", "README.md", "values.schema.json"])
 def test_is_what_dev_chart_would_write(name: str) -> None:
     assert (CHART / name).read_text("utf-8") == generated()[name]
 
@@ -193,7 +193,16 @@ def test_a_new_configuration_makes_new_pods() -> None:
 
     assert checksum() != checksum("config.server.max_recipients=100")
     assert checksum('service.type="NodePort"') == checksum()
-    assert checksum("rollOnConfigChange=false") == "None"
+
+
+def test_pods_may_load_a_new_configuration_themselves() -> None:
+    objects = render("minimal", 'onConfigChange="reload"')
+    annotations = one(objects, "Deployment")["spec"]["template"]["metadata"]["annotations"]
+    assert "checksum/config" not in annotations
+    assert configuration(objects)["server"]["reload_on_change"] is True
+    assert "reload_on_change" not in configuration(render("minimal"))["server"]
+    # a file below a subPath never changes
+    assert not [each for each in container(objects)["volumeMounts"] if "subPath" in each]
 
 
 def test_names_are_looked_up_without_search_domains() -> None:
@@ -233,7 +242,22 @@ def test_the_network_policy_opens_what_the_configuration_uses() -> None:
 def test_the_network_policy_lets_everybody_in_to_smtp_and_only_monitoring_to_the_admin_port() -> None:
     smtp, admin = one(render("redis"), "NetworkPolicy")["spec"]["ingress"]
     assert smtp == {"ports": [{"port": 2525}]}
-    assert (admin["ports"], len(admin["from"])) == ([{"port": 9464}], 1)
+    assert admin["ports"] == [{"port": 9464}]
+    monitoring, test = admin["from"]
+    assert "namespaceSelector" in monitoring
+    labels = one(render("redis"), "Pod", "mail-mxgate-test")["metadata"]["labels"]
+    assert test["podSelector"]["matchLabels"].items() <= labels.items()
+
+
+def test_the_network_policy_opens_the_ports_that_the_url_of_the_state_names() -> None:
+    urls = {
+        "redis://:${REDIS_PASSWORD}@redis.example.org:6380/0": {6379, 26379, 6380},
+        "redis+sentinel://:${REDIS_PASSWORD}@a:26380,b:26381/mx/0": {6379, 26379, 26380, 26381},
+        "rediss://[2001:db8::1]/0": {6379, 26379},
+    }
+    for url, ports in urls.items():
+        egress = one(render("redis", f'config.state.url="{url}"'), "NetworkPolicy")["spec"]["egress"]
+        assert [each["port"] for each in egress[2]["ports"]] == sorted(ports, key=str)
 
 
 def test_a_pod_without_redis_has_no_way_to_it() -> None:
@@ -267,6 +291,41 @@ def test_a_daemonset_opens_port_25_of_its_nodes() -> None:
     smtp = container(objects)["ports"][0]
     assert (smtp["containerPort"], smtp["hostPort"]) == (2525, 25)
     assert "externalTrafficPolicy" not in one(objects, "Service")["spec"]
+
+
+def test_a_port_of_the_node_is_free_before_the_next_pod_wants_it() -> None:
+    spec = one(render("minimal", "hostPort.enabled=true"), "Deployment")["spec"]
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
+def test_keda_scales_by_the_gateways_own_metric() -> None:
+    objects = render("keda", 'keda.prometheusAddress="http://prometheus:9090"', "keda.triggers=[]")
+    (trigger,) = one(objects, "ScaledObject")["spec"]["triggers"]
+    assert trigger["metadata"] == {
+        "serverAddress": "http://prometheus:9090",
+        "query": 'sum(mxgate_open_connections{namespace="default", pod=~"mail-mxgate-.*"})',
+        "threshold": "500",
+    }
+
+
+def test_pods_spread_anew_at_each_update() -> None:
+    for each in pod(render("minimal"))["topologySpreadConstraints"]:
+        assert (each["whenUnsatisfiable"], each["matchLabelKeys"]) == (
+            "ScheduleAnyway",
+            ["pod-template-hash"],
+        )
+
+
+def test_a_pod_that_serves_nobody_does_not_keep_its_node() -> None:
+    spec = one(render("minimal"), "PodDisruptionBudget")["spec"]
+    assert (spec["maxUnavailable"], spec["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
+
+
+def test_names_that_look_like_numbers_stay_names() -> None:
+    settings = ('admin.existingSecret="1234"', 'tls.existingSecret="0x10"', 'priorityClassName="1e3"')
+    spec = pod(render("minimal", *settings))
+    names = {each["secret"]["secretName"] for each in spec["volumes"] if "secret" in each}
+    assert (names, spec["priorityClassName"]) == ({"1234", "0x10"}, "1e3")
 
 
 def test_a_scaled_deployment_does_not_fix_its_replicas() -> None:
@@ -320,6 +379,14 @@ def test_the_rules_are_the_projects_and_ones_own() -> None:
     assert groups[-1]["name"] == "local"
 
 
+def test_tests_of_rules_are_no_rules(tmp_path: Path) -> None:
+    chart = tmp_path / "mxgate"
+    shutil.copytree(CHART, chart)
+    (chart / "grafana" / "rules" / "zz_test.yaml").write_text("rule_files: [mxgate.yaml]\ntests: []\n")
+    groups = one(render("extended", chart=chart), "PrometheusRule")["spec"]["groups"]
+    assert groups == one(render("extended"), "PrometheusRule")["spec"]["groups"]
+
+
 def test_a_dashboard_becomes_a_configmap_for_the_sidecar(tmp_path: Path) -> None:
     chart = tmp_path / "mxgate"
     shutil.copytree(CHART, chart)
@@ -360,6 +427,46 @@ def test_manifests_of_ones_own_are_templates() -> None:
         (["smtps.enabled=true"], "smtps.enabled needs a certificate"),
         (["tls.certManager.enabled=true"], "missing property 'name'"),
         (["keda.enabled=true"], "'/keda/triggers': minItems"),
+        (["keda.enabled=true"], "'/keda/prometheusAddress': minLength"),
+        (['onConfigChange="restart"'], "'/onConfigChange': value must be one of 'roll', 'reload'"),
+        (["config.server.reload_on_change=true"], "set by the chart: use the value onConfigChange"),
+        (
+            ['config.server.tls={"cert_file": "/x"}'],
+            "config.server.tls is set by the chart: use the value tls",
+        ),
+        (['config.state.url="redis://:secret@redis:6379"'], "has a password, which everybody may read"),
+        (['config.state.url="rediss://ann:secret@redis"'], "has a password, which everybody may read"),
+        (['state.existingSecret="redis"'], "state.existingSecret needs state.urlKey or state.passwordKey"),
+        (['state.urlKey="url"'], "are keys of state.existingSecret, which is empty"),
+        (
+            [
+                'config.state.url="redis://r"',
+                'autoscaling={"enabled": true, "minReplicas": 5, "maxReplicas": 2}',
+            ],
+            "autoscaling.minReplicas is above autoscaling.maxReplicas",
+        ),
+        (
+            [
+                'config.state.url="redis://r"',
+                'autoscaling={"enabled": true, "targetCPUUtilizationPercentage": 0}',
+            ],
+            "autoscaling.enabled needs a target",
+        ),
+        (['service.type="Loadbalancer"'], "'/service/type': value must be one of"),
+        (['service.externalTrafficPolicy="local"'], "'/service/externalTrafficPolicy': value must be one of"),
+        (["service.port=0"], "'/service/port': minimum"),
+        (['image.digest="sha256:abc"'], "'/image/digest': 'sha256:abc' does not match pattern"),
+        (['workload="StatefulSet"'], "'/workload': value must be one of 'Deployment', 'DaemonSet'"),
+        (['proxyProtocol.trustedRanges=["10.0.0.1"]'], "'/proxyProtocol/trustedRanges/0'"),
+        (['config.server.drain_timeout_s="5m"'], "'/config/server/drain_timeout_s': got string, want number"),
+        (
+            ['config.relay.routes=[{"downstreams": ["a:25"]}]'],
+            "additional properties 'downstreams' not allowed",
+        ),
+        (['config.state.on_outage="fail"'], "'/config/state/on_outage': value must be one of"),
+        (['podDisruptionBudget.maxUnavailable="one"'], "'/podDisruptionBudget/maxUnavailable'"),
+        (["replicaCount=-1"], "'/replicaCount': minimum"),
+        (['monitoring.dashboards.labels="yes"'], "'/monitoring/dashboards/labels': got string, want object"),
         (["monitoring.podMonitor.enabled=true", "monitoring.serviceMonitor.enabled=true"], "enable one"),
         (["persistence.enabled=true", 'config.state.url="memory:"'], "persistence.enabled is for SQLite"),
     ],
