@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import gateway
+from deploy.generate import generated
+from gateway.activation import Role
 from gateway.app import EXIT_CONFIG
 from gateway.config import load
 from gateway.config.model import Server
@@ -22,6 +26,7 @@ from tests.test_docs import blocks
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "mxgate.service"
+SOCKET = DEPLOY / "mxgate.socket"
 # `systemd-analyze security`: 0 is nothing, 10 is everything
 MAX_EXPOSURE = 2.5
 
@@ -62,10 +67,59 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     # the program is there only where it was installed
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("/opt/mxgate/bin/mxgate", "/bin/true"))
-    done = subprocess.run(
-        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False
-    )
+    units = [str(unit), shutil.copy(SOCKET, tmp_path)]
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_sockets_are_those_that_the_gateway_takes() -> None:
+    text = SOCKET.read_text()
+    (name,) = re.findall(r"^FileDescriptorName=(.*)$", text, re.MULTILINE)
+    assert Role(name) is Role.SMTP
+    # one socket for both families would show clients of IPv4 with addresses of IPv6
+    assert "\nBindIPv6Only=ipv6-only\n" in text
+    assert re.findall(r"^ListenStream=(.*)$", text, re.MULTILINE) == ["0.0.0.0:25", "[::]:25"]
+
+
+@pytest.mark.parametrize("name", sorted(generated()))
+def test_is_what_dev_manual_would_write(name: str) -> None:
+    assert (DEPLOY / name).read_text("utf-8") == generated()[name]
+
+
+@pytest.mark.parametrize("page", ["mxgate.1", "mxgate.toml.5"])
+def test_groff_has_nothing_to_say_about_the_manual(page: str) -> None:
+    require(program="groff")
+    words = ["groff", "-ww", "-man", "-Tutf8", "-P-cbou", str(DEPLOY / "man" / page)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    shown = " ".join(done.stdout.split())
+    if page == "mxgate.1":
+        for name in ("serve", "check-config", "greylist allow", "dmarc"):
+            assert f"mxgate {name} [OPTIONS]" in shown
+        assert "--config FILE" in shown
+    else:
+        for key in Server.model_fields:
+            assert key in shown, key
+
+
+def test_bash_completes_commands_and_options() -> None:
+    require(program="bash")
+    script = (
+        f"source {DEPLOY}/completion/mxgate.bash; COMP_WORDS=($WORDS); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); "
+        '_mxgate_completion mxgate; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+
+    def completed(words: str) -> list[str]:
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        environment = {**os.environ, "PATH": path, "WORDS": words}
+        done = subprocess.run(
+            ["bash", "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split()
+
+    assert completed("mxgate che") == ["check-config"]
+    assert completed("mxgate greylist al") == ["allow"]
+    assert "--mail-from" in completed("mxgate spf --")
 
 
 def test_is_not_started_again_with_a_wrong_configuration() -> None:

@@ -152,7 +152,7 @@ def _make_base(store: Store) -> None:
 def _build(store: Store) -> None:
     """Build from a copy of the context, so that dist/ has this checkout's wheel and no other."""
     context = store.directory / "context"
-    for name in ("deploy/Dockerfile", "deploy/requirements.lock", ".dockerignore"):
+    for name in ("deploy/Dockerfile", "deploy/requirements.lock", "deploy/sbom.py", ".dockerignore"):
         target = context / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / name).read_bytes())
