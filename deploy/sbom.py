@@ -79,7 +79,8 @@ def _licence(distribution: Distribution) -> str:
 
 def _said(distribution: Distribution, field: str) -> str:
     """A field of its metadata; empty where there is none."""
-    return (distribution.metadata.get_all(field) or [""])[0]
+    values: list[str] = distribution.metadata.get_all(field) or [""]
+    return values[0]
 
 
 def _needed(distribution: Distribution, found: Mapping[str, Distribution]) -> list[str]:
