@@ -14,6 +14,8 @@ from tests.e2e.debian import Debian
 from tests.e2e.net import LOOPBACK, Address, free_port, is_listening, wait_until
 from tests.e2e.postfix import STORE_HOSTNAME
 
+# The user and the group `mail`, on each Debian.
+_MAIL = 8
 _CONFIGURATION = """\
 primary_hostname = {hostname}
 domainlist local_domains = example.org
@@ -53,12 +55,14 @@ class Exim:
     def __init__(self, root: Path, documented: str) -> None:
         self._debian = Debian(root, "ca-certificates", more=("exim4-daemon-heavy",))
         self._box = root / "var" / "box"
+        self._box.mkdir()
+        os.chown(self._box, _MAIL, _MAIL)
         self.address: Address = (LOOPBACK, free_port())
         lines = documented.replace("10025", str(self.address[1]))
-        configuration = root / "etc" / "exim4" / "test.conf"
+        configuration = root / "etc" / "exim4" / "exim4.conf"
         configuration.write_text(_CONFIGURATION.format(hostname=STORE_HOSTNAME, documented=lines))
         self._process = subprocess.Popen(
-            self._debian.command("exim4", "-C", "/etc/exim4/test.conf", "-bdf"),
+            self._debian.command("exim4", "-bdf"),
             env=self._debian.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
