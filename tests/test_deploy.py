@@ -19,6 +19,7 @@ from gateway.activation import Role
 from gateway.app import EXIT_CONFIG
 from gateway.config import load
 from gateway.config.model import Server
+from gateway.plugins import plan
 from tests.chart.chartkit import helm
 from tests.e2e.machine import require
 from tests.test_docs import blocks
@@ -154,10 +155,22 @@ def test_every_example_of_a_route_is_accepted(tmp_path: Path) -> None:
         assert load(file, environ={}).relay.routes
 
 
+def test_every_configuration_of_who_comes_from_elsewhere_is_accepted(tmp_path: Path) -> None:
+    examples = blocks((ROOT / "docs" / "migrate.md").read_text("utf-8"), "toml")
+    assert len(examples) == 2
+    for example in examples:
+        file = tmp_path / "mxgate.toml"
+        file.write_text(f'auth.authserv_id = "mx.example.org"\nstate.url = "memory:"\n{example}')
+        config = load(file, environ={})
+        assert plan(config)
+        # the example has no setting that its policy does not know
+        assert config.relay.routes
+
+
 def test_every_example_of_values_is_accepted(tmp_path: Path) -> None:
     examples = blocks((ROOT / "docs" / "kubernetes.md").read_text("utf-8"), "yaml")
     examples += blocks((ROOT / "helm" / "mxgate" / "README.md").read_text("utf-8"), "yaml")
-    assert len(examples) == 4
+    assert len(examples) == 5
     for example in examples:
         file = tmp_path / "values.yaml"
         file.write_text(example)
@@ -165,6 +178,6 @@ def test_every_example_of_values_is_accepted(tmp_path: Path) -> None:
 
 
 def test_documents_and_image_have_the_version() -> None:
-    for name in ("deploy/Dockerfile", "docs/install.md", "docs/kubernetes.md"):
+    for name in ("deploy/Dockerfile", "docs/deploy.md", "docs/install.md", "docs/kubernetes.md"):
         found = set(re.findall(r"(?:VERSION=|mxgate[:-])([0-9]+\.[0-9]+\.[0-9]+)", (ROOT / name).read_text()))
         assert found == {gateway.__version__}, name

@@ -299,12 +299,12 @@ def test_a_port_of_the_node_is_free_before_the_next_pod_wants_it() -> None:
 
 
 def test_keda_scales_by_the_gateways_own_metric() -> None:
-    objects = render("keda", 'keda.prometheusAddress="http://prometheus:9090"', "keda.triggers=[]")
+    objects = render("keda", "keda.triggers=[]")
     (trigger,) = one(objects, "ScaledObject")["spec"]["triggers"]
     assert trigger["metadata"] == {
-        "serverAddress": "http://prometheus:9090",
+        "serverAddress": "http://prometheus.monitoring.svc:9090",
         "query": 'sum(mxgate_open_connections{namespace="default", pod=~"mail-mxgate-.*"})',
-        "threshold": "500",
+        "threshold": "400",
     }
 
 
