@@ -367,7 +367,12 @@ def test_policies_come_from_files_and_from_an_image() -> None:
     mounts = {each["name"]: each["mountPath"] for each in container(objects)["volumeMounts"]}
     assert mounts["policies"] == "/etc/mxgate/policies"
     init = pod(objects)["initContainers"][0]
-    assert (init["image"], init["command"][2]) == ("registry.example.org/mxgate-policies:7", "/policies/.")
+    copy, _, source, target = init["command"]
+    assert (init["image"], copy, source) == ("registry.example.org/mxgate-policies:7", "cp", "/policies/.")
+    # the volume must not hide what is to be copied
+    (mount,) = init["volumeMounts"]
+    assert (mount["name"], mount["mountPath"]) == ("installed-policies", target)
+    assert not Path(source).is_relative_to(target)
     path = {each["name"]: each.get("value") for each in container(objects)["env"]}["PYTHONPATH"]
     assert path == mounts["installed-policies"]
 

@@ -43,14 +43,15 @@ spec:
     - name: policies
       image: {{ include "mxgate.imageReference" .Values.policies.image }}
       imagePullPolicy: {{ .Values.image.pullPolicy }}
-      command: [cp, -r, {{ printf "%s/." .Values.policies.image.path | quote }}, /policies]
+      command: [cp, -r, {{ printf "%s/." .Values.policies.image.path | quote }}, /mxgate-policies]
       securityContext:
         {{- toYaml .Values.securityContext | nindent 8 }}
       resources:
         {{- toYaml .Values.resources | nindent 8 }}
       volumeMounts:
         - name: installed-policies
-          mountPath: /policies
+          # a volume hides what the image has at its place
+          mountPath: /mxgate-policies
     {{- end }}
     {{- with .Values.initContainers }}
     {{- toYaml . | nindent 4 }}
