@@ -56,6 +56,7 @@ def test_serves_on_the_sockets_of_systemd_with_several_workers(
     gateway.stop()
 
 
+@pytest.mark.full
 def test_a_restart_refuses_nobody_where_the_manager_keeps_the_socket(
     sink: Downstream, tmp_path: Path, cleanup: ExitStack
 ) -> None:
@@ -122,6 +123,7 @@ def test_what_cannot_be_used_stops_the_start(
     assert says in gateway.log()
 
 
+@pytest.mark.full
 def test_sockets_of_another_process_are_left_alone(
     sink: Downstream, tmp_path: Path, cleanup: ExitStack
 ) -> None:

@@ -44,6 +44,7 @@ def test_takes_up_a_renewed_certificate_of_its_secret(running: Pod, tmp_path: Pa
     assert "tls.reload_failed" not in running.log()
 
 
+@pytest.mark.full
 def test_takes_up_a_new_configmap(sink: Downstream, tls: Tls, tmp_path: Path) -> None:
     objects = objects_for(sink.address, 'onConfigChange="reload"')
     pod = Pod(objects, secrets_for(tls), tmp_path, start_by_hand)
