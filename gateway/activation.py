@@ -42,7 +42,7 @@ def activated(environ: MutableMapping[str, str]) -> Activated:
     """
     pid, count, names = (environ.pop(f"LISTEN_{name}", "") for name in ("PID", "FDS", "FDNAMES"))
     found: dict[Role, list[socket.socket]] = {role: [] for role in Role}
-    if count and pid == str(os.getpid()):
+    if count.isdecimal() and pid == str(os.getpid()):
         # A name is missing where a manager is older than systemd 227, and where it is empty.
         called = names.split(":") if names else []
         for index in range(int(count)):

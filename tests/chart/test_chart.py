@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import gateway
 from gateway.config import load
 from gateway.config.render import json_schema
 from helm.generate import generated
+from helm.package import package
 from tests.chart.chartkit import (
     CHART,
     CI,
@@ -395,11 +397,11 @@ def test_tests_of_rules_are_no_rules(tmp_path: Path) -> None:
 def test_a_dashboard_becomes_a_configmap_for_the_sidecar(tmp_path: Path) -> None:
     chart = tmp_path / "mxgate"
     shutil.copytree(CHART, chart)
-    (chart / "grafana" / "a-panel.json").write_text('{"title": "{{ $x }}"}')
-    found = one(render("extended", chart=chart), "ConfigMap", "mail-mxgate-a-panel")
+    (chart / "grafana" / "mxgate-A_panel.json").write_text('{"title": "{{ $x }}"}')
+    found = one(render("extended", chart=chart), "ConfigMap", "mail-mxgate-dashboard-a-panel")
     assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
     # Grafana's own braces are not Helm's
-    assert json.loads(found["data"]["a-panel.json"]) == {"title": "{{ $x }}"}
+    assert json.loads(found["data"]["mxgate-A_panel.json"]) == {"title": "{{ $x }}"}
 
 
 def test_manifests_of_ones_own_are_templates() -> None:
@@ -512,6 +514,62 @@ def test_refuses_to_scale_a_daemonset() -> None:
 def test_refuses_an_older_kubernetes() -> None:
     with pytest.raises(RefusedError, match="kubeVersion"):
         helm("template", "--values", str(CI["minimal"]), "--kube-version", "1.28.0")
+
+
+def test_every_dashboard_of_the_project_is_in_the_chart() -> None:
+    objects = render("extended")
+    shown = [
+        name
+        for each in objects
+        if each["kind"] == "ConfigMap"
+        for name in each["data"]
+        if name.endswith(".json")
+    ]
+    own = {path.name for path in (ROOT / "grafana").glob("*.json")}
+    assert sorted(name for name in shown if name != "mxgate.json") == sorted(own)
+    names = [(each["kind"], each["metadata"]["name"]) for each in objects]
+    assert len(names) == len(set(names))
+
+
+def test_the_package_has_what_is_made_and_not_what_makes_it(tmp_path: Path) -> None:
+    chart = tmp_path / "chart" / "mxgate"
+    shutil.copytree(CHART, chart, ignore=shutil.ignore_patterns("__pycache__"))
+    kept = ("grafana/mxgate-some.json", "grafana/rules/more.yaml")
+    for name in (
+        *kept,
+        "grafana/document.py",
+        "grafana/cost.md",
+        "grafana/pages/dns.py",
+        "grafana/pages/__pycache__/dns.pyc",
+        "grafana/__pycache__/document.pyc",
+        "grafana/rules/tests/mxgate.yaml",
+    ):
+        (chart / name).parent.mkdir(parents=True, exist_ok=True)
+        (chart / name).write_text("{}\n")
+    helm("package", "--destination", str(tmp_path), chart=chart)
+    (package,) = tmp_path.glob("mxgate-*.tgz")
+    with tarfile.open(package) as archive:
+        names = {name.removeprefix("mxgate/") for name in archive.getnames()}
+    assert {*kept, "grafana/rules/mxgate.yaml", "files/smtp_test.py", "README.md"} <= names
+    assert not [name for name in names if name.startswith("ci/")]
+    made = {name for name in names if name.startswith("grafana/")}
+    assert {Path(name).parent.as_posix() for name in made} == {"grafana", "grafana/rules"}
+    assert {Path(name).suffix for name in made} == {".json", ".yaml"}
+
+
+def test_a_release_knows_its_image(tmp_path: Path) -> None:
+    package(tmp_path, image="registry.example.com/mail/mxgate", home="https://example.com/mxgate")
+    (archive,) = tmp_path.glob("mxgate-*.tgz")
+    needed = CI["minimal"].read_text().replace("image:\n  repository: registry.example.org/mxgate\n", "")
+    (tmp_path / "values.yaml").write_text(needed)
+    assert "repository" not in needed
+    text = helm("template", "--values", str(tmp_path / "values.yaml"), chart=archive)
+    image = container([each for each in yaml.safe_load_all(text) if each])["image"]
+    assert image == f"registry.example.com/mail/mxgate:{gateway.__version__}"
+    about = yaml.safe_load(helm("show", "chart", chart=archive))
+    images = yaml.safe_load(about["annotations"]["artifacthub.io/images"])
+    assert [each["image"] for each in images] == [image]
+    assert about["home"] == "https://example.com/mxgate"
 
 
 def test_installs_and_says_what_to_do_next(tmp_path: Path) -> None:
