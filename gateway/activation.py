@@ -19,7 +19,7 @@ from gateway.listening import EXIT_CONFIG, Given, StartError, name_of
 _FIRST = 3
 
 
-class Role(StrEnum):
+class SocketName(StrEnum):
     """What a socket is for, by its name."""
 
     SMTP = "smtp"
@@ -41,17 +41,17 @@ def activated(environ: MutableMapping[str, str]) -> Activated:
     Takes its variables out of the environment, so that no other process takes the sockets for its own.
     """
     pid, count, names = (environ.pop(f"LISTEN_{name}", "") for name in ("PID", "FDS", "FDNAMES"))
-    found: dict[Role, list[socket.socket]] = {role: [] for role in Role}
+    found: dict[SocketName, list[socket.socket]] = {name: [] for name in SocketName}
     if count.isdecimal() and pid == str(os.getpid()):
         # A name is missing where a manager is older than systemd 227, and where it is empty.
         called = names.split(":") if names else []
         for index in range(int(count)):
             sock = _adopted(_FIRST + index)
-            found[_role(sock, called[index] if index < len(called) else "")].append(sock)
-    if len(found[Role.ADMIN]) > 1:
+            found[_name(sock, called[index] if index < len(called) else "")].append(sock)
+    if len(found[SocketName.ADMIN]) > 1:
         raise StartError("there is one admin port, and the service manager passes several", EXIT_CONFIG)
-    given = Given(tuple(found[Role.SMTP]), tuple(found[Role.SMTPS]))
-    return Activated(given, found[Role.ADMIN][0] if found[Role.ADMIN] else None)
+    given = Given(plain=tuple(found[SocketName.SMTP]), implicit_tls=tuple(found[SocketName.SMTPS]))
+    return Activated(given, found[SocketName.ADMIN][0] if found[SocketName.ADMIN] else None)
 
 
 def _adopted(descriptor: int) -> socket.socket:
@@ -64,15 +64,15 @@ def _adopted(descriptor: int) -> socket.socket:
     return sock
 
 
-def _role(sock: socket.socket, name: str) -> Role:
+def _name(sock: socket.socket, name: str) -> SocketName:
     if problem := _problem(sock):
         raise StartError(f"the service manager passes a socket {name!r} that {problem}", EXIT_CONFIG)
     try:
-        return Role(name)
+        return SocketName(name)
     except ValueError:
         raise StartError(
             f"the service manager passes a socket at {name_of(sock)} by the name {name!r}: "
-            f"FileDescriptorName= has to be {_listed([*Role])}",
+            f"FileDescriptorName= has to be {_listed([*SocketName])}",
             EXIT_CONFIG,
         ) from None
 

@@ -47,11 +47,11 @@ class Place(NamedTuple):
 class Given:
     """Sockets that listen already, instead of `server.listen` and `server.listen_tls` where there are any."""
 
-    smtp: tuple[socket.socket, ...] = ()
-    smtps: tuple[socket.socket, ...] = ()
+    plain: tuple[socket.socket, ...] = ()
+    implicit_tls: tuple[socket.socket, ...] = ()
 
     def __contains__(self, sock: socket.socket) -> bool:
-        return sock in self.smtp or sock in self.smtps
+        return sock in self.plain or sock in self.implicit_tls
 
 
 NOTHING_GIVEN = Given()
@@ -96,15 +96,22 @@ def listen(
     server: Server, workers: int, before: Listening | None = None, *, given: Given = NOTHING_GIVEN
 ) -> Listening:
     """Bind what `before` lacks, and nothing where sockets are given. Raises StartError; then nothing has changed."""
-    of_manager = {Place(name_of(sock), False): (sock,) for sock in given.smtp}
-    of_manager |= {Place(name_of(sock), True): (sock,) for sock in given.smtps}
-    places = [Place(address, False) for address in server.listen if not given.smtp]
-    places += [Place(address, True) for address in server.listen_tls if not given.smtps]
+    if given.implicit_tls and not server.tls.cert_file:
+        raise StartError("the service manager passes a socket 'smtps', which needs server.tls", EXIT_CONFIG)
+    places: list[Place] = []
+    of_manager: dict[Place, tuple[socket.socket, ...]] = {}
+    for is_tls, addresses, theirs in (
+        (False, server.listen, given.plain),
+        (True, server.listen_tls, given.implicit_tls),
+    ):
+        of_manager |= {Place(name_of(sock), is_tls): (sock,) for sock in theirs}
+        if not theirs:
+            places += [Place(address, is_tls) for address in addresses]
     known = {} if before is None else before._sockets  # noqa: SLF001  # as above
     # The probe for others that listen there would find ourselves.
     ports_of_ours = {name_of(sockets[0]).port for sockets in known.values()}
     with ExitStack() as bound:
-        sockets: dict[Place, tuple[socket.socket, ...]] = {**of_manager}
+        sockets = {**of_manager}
         for place in places:
             group = list(known.get(place, ()))
             if not group and place.address.port not in ports_of_ours:

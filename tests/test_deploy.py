@@ -15,7 +15,7 @@ import pytest
 
 import gateway
 from deploy.generate import generated
-from gateway.activation import Role
+from gateway.activation import SocketName
 from gateway.app import EXIT_CONFIG
 from gateway.config import load
 from gateway.config.model import Server
@@ -76,7 +76,7 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
 def test_the_sockets_are_those_that_the_gateway_takes() -> None:
     text = SOCKET.read_text()
     (name,) = re.findall(r"^FileDescriptorName=(.*)$", text, re.MULTILINE)
-    assert Role(name) is Role.SMTP
+    assert SocketName(name) is SocketName.SMTP
     # one socket for both families would show clients of IPv4 with addresses of IPv6
     assert "\nBindIPv6Only=ipv6-only\n" in text
     assert re.findall(r"^ListenStream=(.*)$", text, re.MULTILINE) == ["0.0.0.0:25", "[::]:25"]
