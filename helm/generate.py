@@ -164,6 +164,10 @@ def _schema(value: object, path: Key, said: Mapping[Key, str]) -> dict[str, Any]
             if _is_table(path, said):
                 schema["properties"] = {key: _schema(each, (*path, key), said) for key, each in value.items()}
                 schema["additionalProperties"] = False
+                # Helm takes a key away whose value is null; the templates look into each table.
+                tables = [key for key in value if _is_table((*path, key), said)]
+                if tables:
+                    schema["required"] = tables
     return {**schema, **_MORE.get(".".join(path), {})}
 
 

@@ -422,6 +422,7 @@ def test_manifests_of_ones_own_are_templates() -> None:
         (["replicaCount=2"], "needs a state that they share"),
         (["autoscaling.enabled=true"], "needs a state that they share"),
         (['workload="DaemonSet"'], "needs a state that they share"),
+        (["replicaCount=2", 'config.state.url="memory:"'], "is each pod's own"),
         (["replicaCount=2", 'config.state.url="sqlite:///var/lib/mxgate/state.db"'], "state that they share"),
         (["config.relay.routes=[]"], "'/config/relay/routes': minItems"),
         (["config.server.max_recipient=5"], "additional properties 'max_recipient' not allowed"),
@@ -429,6 +430,20 @@ def test_manifests_of_ones_own_are_templates() -> None:
         (['config.policy={"spf": {"mode": "of"}}'], "'/config/policy/spf/mode': value must be one of"),
         (['config.server.listen=["0.0.0.0:25"]'], "config.server.listen is set by the chart"),
         (['config.admin={"listen": "0.0.0.0:80"}'], "config.admin is set by the chart"),
+        (["image=null"], "missing property 'image'"),
+        (["config=null"], "missing property 'config'"),
+        (["tls.certManager=null"], "'/tls': missing property 'certManager'"),
+        (
+            ['config.relay.routes=[{"downstream": ["mta.example.org"]}]'],
+            "'mta.example.org' does not match pattern",
+        ),
+        (['config.relay.domains=["user@example.org"]'], "'user@example.org' does not match pattern"),
+        (['config.relay.trusted_networks=["localhost"]'], "'localhost' does not match pattern"),
+        (
+            ['config.server.hostname="https://mx.example.org"'],
+            "'https://mx.example.org' does not match pattern",
+        ),
+        (['config.state.url="postgres://db"'], "'postgres://db' does not match pattern"),
         (["replicas=3"], "additional properties 'replicas' not allowed"),
         (['image.repository=""'], "'/image/repository': minLength"),
         (["smtps.enabled=true"], "smtps.enabled needs a certificate"),
@@ -499,6 +514,18 @@ def test_refuses_values_that_lack(settings: list[str], says: str) -> None:
     with pytest.raises(RefusedError) as refused:
         helm("template", *words)
     assert says in str(refused.value)
+
+
+def test_what_only_the_environment_knows_is_taken() -> None:
+    url = 'config.state.url="${REDIS_URL}"'
+    objects = render("minimal", url, 'config.relay.routes=[{"downstream": ["${MTA}"]}]', "replicaCount=2")
+    assert configuration(objects)["state"]["url"] == "${REDIS_URL}"
+    assert len(one(objects, "NetworkPolicy")["spec"]["egress"]) == 3
+
+
+def test_pods_that_remember_nothing_need_no_redis() -> None:
+    settings = ("replicaCount=2", 'config.state.url="memory:"', 'config.policy={"greylist": {"mode": "off"}}')
+    assert one(render("minimal", *settings), "Deployment")["spec"]["replicas"] == 2
 
 
 def test_refuses_to_scale_twice() -> None:

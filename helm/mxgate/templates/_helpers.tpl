@@ -86,7 +86,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 redis
 {{- else -}}
 {{- $url := dig "state" "url" "sqlite:" .Values.config -}}
-{{- if hasPrefix "redis" $url -}}redis{{- else -}}{{ (splitList ":" $url) | first }}{{- end -}}
+{{- /* a URL out of the environment is one with a password */ -}}
+{{- if or (hasPrefix "redis" $url) (hasPrefix "${" $url) -}}redis{{- else -}}{{ (splitList ":" $url) | first }}{{- end -}}
 {{- end -}}
 {{- end -}}
 
@@ -108,6 +109,9 @@ redis
 {{- end -}}
 {{- if and (include "mxgate.isMany" .) (eq (include "mxgate.stateKind" .) "sqlite") -}}
 {{- fail "more than one pod (replicaCount, autoscaling, keda, or a DaemonSet) needs a state that they share: set config.state.url to Redis, or state.existingSecret and state.urlKey" -}}
+{{- end -}}
+{{- if and (include "mxgate.isMany" .) (eq (include "mxgate.stateKind" .) "memory") (ne (dig "policy" "greylist" "mode" "enforce" .Values.config) "off") -}}
+{{- fail "config.state.url memory: is each pod's own, and a sender that greylisting tells to come again comes to another pod: use Redis, or set config.policy.greylist.mode to off" -}}
 {{- end -}}
 {{- if and (eq (include "mxgate.stateKind" .) "redis") (regexMatch "^[^@]*:[^$@/][^@]*@" (dig "state" "url" "" .Values.config | trimPrefix "redis" | replace "://" "")) -}}
 {{- fail "config.state.url has a password, which everybody may read in a ConfigMap: put it into a Secret (state.existingSecret, state.passwordKey) and write ${REDIS_PASSWORD}" -}}
@@ -191,7 +195,9 @@ arrives; and 15 s to end. */ -}}
 {{- range .Values.config.relay.routes -}}
 {{- range .downstream -}}
 {{- range (kindIs "slice" . | ternary . (list .)) -}}
-{{- $ports = append $ports (regexFind "[0-9]+$" . | int) -}}
+{{- with regexFind "[0-9]+$" . -}}
+{{- $ports = append $ports (int .) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
