@@ -278,7 +278,7 @@ Listen = Annotated[
     HostPort,
     PlainValidator(parse_listen),
     _AS_TEXT,
-    _json("string", examples=["0.0.0.0:25"], pattern=_like(r"(\[[0-9A-Fa-f:.]+\]|[0-9.]+):[0-9]{1,5}")),
+    _json("string", examples=["0.0.0.0:25"], pattern=_like(r"(\[[^]\s]+\]|[0-9.]+):[0-9]{1,5}")),
 ]
 Nameserver = Annotated[
     HostPort, PlainValidator(parse_nameserver), _AS_TEXT, _json("string", examples=["127.0.0.1:53"])
@@ -308,7 +308,7 @@ Networks = Annotated[
     Network,
     PlainValidator(parse_network),
     _AS_TEXT,
-    _json("string", examples=["192.0.2.0/24"], pattern=_like(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?")),
+    _json("string", examples=["192.0.2.0/24"], pattern=_like(r"[0-9A-Fa-f:.]+(%[^\s/]+)?(/[0-9]{1,3})?")),
 ]
 Exempt = Annotated[
     Network | Trust,
