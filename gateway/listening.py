@@ -3,6 +3,9 @@
 The kernel parts new connections among the sockets of an address. A socket outlives the worker that accepts from it:
 while nobody does, connections wait in its queue, and the next worker serves them. So a socket is closed only when its
 address is no longer wanted. When workers become fewer, those that are left accept from the sockets of the others too.
+
+Sockets that a service manager has bound (activation.py) take the place of addresses. It keeps them open itself, so
+there is one for each address, from which all workers accept, and who waits in its queue stays there for our successor.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import errno
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from gateway.config import HostPort, Server
@@ -39,12 +43,29 @@ class Place(NamedTuple):
     is_tls: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Sockets that listen already, instead of `server.listen` and `server.listen_tls` where there are any."""
+
+    plain: tuple[socket.socket, ...] = ()
+    implicit_tls: tuple[socket.socket, ...] = ()
+
+    def __contains__(self, sock: socket.socket) -> bool:
+        return sock in self.plain or sock in self.implicit_tls
+
+
+NOTHING_GIVEN = Given()
+
+
 class Listening:
     """The sockets of one configuration, those of the one before among them."""
 
-    def __init__(self, sockets: Mapping[Place, tuple[socket.socket, ...]], workers: int) -> None:
+    def __init__(
+        self, sockets: Mapping[Place, tuple[socket.socket, ...]], workers: int, given: Given = NOTHING_GIVEN
+    ) -> None:
         self._sockets = sockets
         self._workers = workers
+        self._given = given
 
     def of_worker(self, number: int, *, is_tls: bool) -> tuple[socket.socket, ...]:
         """What the worker with this number, from 1, accepts from."""
@@ -52,7 +73,9 @@ class Listening:
             sock
             for place, sockets in self._sockets.items()
             if place.is_tls == is_tls
-            for sock in (sockets[number - 1], *sockets[self._workers :])
+            for sock in (
+                sockets if sockets[0] in self._given else (sockets[number - 1], *sockets[self._workers :])
+            )
         )
 
     def addresses(self, *, is_tls: bool) -> list[str]:
@@ -69,15 +92,26 @@ class Listening:
             yield from ((sock, place.is_tls) for sock in sockets if sock not in theirs)
 
 
-def listen(server: Server, workers: int, before: Listening | None = None) -> Listening:
-    """Bind what `before` lacks. Raises StartError; then nothing has changed."""
-    places = [Place(address, False) for address in server.listen]
-    places += [Place(address, True) for address in server.listen_tls]
+def listen(
+    server: Server, workers: int, before: Listening | None = None, *, given: Given = NOTHING_GIVEN
+) -> Listening:
+    """Bind what `before` lacks, and nothing where sockets are given. Raises StartError; then nothing has changed."""
+    if given.implicit_tls and not server.tls.cert_file:
+        raise StartError("the service manager passes a socket 'smtps', which needs server.tls", EXIT_CONFIG)
+    places: list[Place] = []
+    of_manager: dict[Place, tuple[socket.socket, ...]] = {}
+    for is_tls, addresses, theirs in (
+        (False, server.listen, given.plain),
+        (True, server.listen_tls, given.implicit_tls),
+    ):
+        of_manager |= {Place(name_of(sock), is_tls): (sock,) for sock in theirs}
+        if not theirs:
+            places += [Place(address, is_tls) for address in addresses]
     known = {} if before is None else before._sockets  # noqa: SLF001  # as above
     # The probe for others that listen there would find ourselves.
     ports_of_ours = {name_of(sockets[0]).port for sockets in known.values()}
     with ExitStack() as bound:
-        sockets: dict[Place, tuple[socket.socket, ...]] = {}
+        sockets = {**of_manager}
         for place in places:
             group = list(known.get(place, ()))
             if not group and place.address.port not in ports_of_ours:
@@ -88,7 +122,7 @@ def listen(server: Server, workers: int, before: Listening | None = None) -> Lis
                 group.append(bound.enter_context(bind(address, is_shared=True)))
             sockets[place] = tuple(group)
         bound.pop_all()
-    return Listening(sockets, workers)
+    return Listening(sockets, workers, given)
 
 
 def bind(address: HostPort, *, is_shared: bool = False) -> socket.socket:

@@ -24,15 +24,17 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from gateway import __version__
+from gateway.activation import activated
 from gateway.adapters.log import take_over_library_logs
 from gateway.app import log_of, run_worker
+from gateway.changed_files import ChangedFiles
 from gateway.channel import ChannelError, Message, MetricsPush, State, open_channel
 from gateway.config import Config, ConfigError, Problem, check_files, load
 from gateway.connection_counts import ConnectionCounts, SharedCounts
@@ -42,6 +44,7 @@ from gateway.generation import Generation, worker_count
 from gateway.listening import (
     EXIT_CONFIG,
     EXIT_FAILURE,
+    Given,
     StartError,
     bind,
     close_politely,
@@ -116,12 +119,16 @@ def run(
         token = _read_token(config.admin.token_file)
         workers = worker_count(config)
         with contextlib.ExitStack() as bound:
-            listening = listen(config.server, workers)
+            sockets = activated(os.environ)
+            listening = listen(config.server, workers, given=sockets.given)
             for sock, _ in listening.without(None):
                 bound.enter_context(sock)
-            admin = bound.enter_context(bind(config.admin.listen))
+            admin = bound.enter_context(sockets.admin or bind(config.admin.listen))
             first = Generation(1, config, listening, workers)
-            return Supervisor(first, admin, worker, load_again, token=token, config_path=config_path).run()
+            supervisor = Supervisor(
+                first, admin, worker, load_again, token=token, config_path=config_path, given=sockets.given
+            )
+            return supervisor.run()
     except StartError as exc:
         sys.stderr.write(f"mxgate: {exc}\n")
         return exc.exit_code
@@ -151,8 +158,10 @@ class Supervisor:
         *,
         token: bytes,
         config_path: str | None,
+        given: Given,
     ) -> None:
         self._current = first
+        self._given = given
         self._next: Generation | None = None  # while its workers start
         self._last_number = first.number
         self._admin = admin
@@ -172,6 +181,9 @@ class Supervisor:
         self._is_ready = asyncio.Event()  # a worker has been ready once
         self._is_announced = False  # all were, and the service manager knows
         self._hung_up = asyncio.Event()
+        self._config_path = config_path
+        self._watched = ChangedFiles()
+        self._watched.watch(self._files_of(first.config))
         self._start_failure = ""  # of a worker of the next generation
         self._deaths: dict[int, int] = {}  # in a row, by number
         self._to_fork: list[tuple[Generation, int]] = []
@@ -305,7 +317,7 @@ class Supervisor:
             await close()
 
     def _tick(self, expected: float) -> None:
-        """Once a second: replace workers that say nothing any more."""
+        """Once a second: replace workers that say nothing any more, and look for changed files."""
         now = time.monotonic()
         # A supervisor that was stopped itself has heard nobody meanwhile.
         stopped_s = now - expected
@@ -320,6 +332,8 @@ class Supervisor:
                 )
                 worker.heard_at = now
                 worker.signal(signal.SIGKILL)
+        if self._watched.have_changed():
+            self._hung_up.set()
         self._notify.alive()
         self._loop.call_later(_TICK_S, self._tick, now + _TICK_S)
 
@@ -399,6 +413,7 @@ class Supervisor:
     async def _reload(self) -> None:
         began = time.monotonic()
         self._log.info("reload.started")
+        self._watched.note()
         self._notify.reloading()
         needs_restart: list[str] = []
         problems: list[str] = []
@@ -434,6 +449,12 @@ class Supervisor:
             )
         self._notify.ready(status)
 
+    def _files_of(self, config: Config) -> Iterator[Path]:
+        """What is looked at for `server.reload_on_change`."""
+        if config.server.reload_on_change and self._config_path is not None:
+            yield Path(self._config_path)
+            yield from (each.file for each in config.policy.values() if each.is_planned and each.file)
+
     def _needs_restart(self, config: Config) -> list[str]:
         """Keys that have changed and that only a restart brings into force. Raises StartError."""
         changed = {
@@ -448,7 +469,7 @@ class Supervisor:
         current, workers = self._current, worker_count(config)
         if self._counts.free < workers:
             raise ReloadError("too many workers of earlier reloads still end their sessions; try again later")
-        listening = listen(config.server, workers, current.listening)
+        listening = listen(config.server, workers, current.listening, given=self._given)
         self._open.update(listening.without(current.listening))
         self._last_number += 1
         self._next = generation = Generation(self._last_number, config, listening, workers)
@@ -463,6 +484,7 @@ class Supervisor:
             raise
         self._current, self._next = generation, None
         self._overview.in_force(generation)
+        self._watched.watch(self._files_of(config))
         self._deaths.clear()
         if config.log != current.config.log or config.server.hostname != current.config.server.hostname:
             self._log = log_of(config, on_loss=self._overview.lost_lines.inc)
@@ -514,8 +536,13 @@ class Supervisor:
 
     def _close(self, sockets: Iterable[socket.socket]) -> None:
         for sock in sockets:
-            if sock in self._open:
-                close_politely(sock, is_tls=self._open.pop(sock))
+            if sock not in self._open:
+                continue
+            is_tls = self._open.pop(sock)
+            if sock in self._given:
+                sock.close()  # the service manager has it open, and its queue is for our successor
+            else:
+                close_politely(sock, is_tls=is_tls)
 
     # --- the end -------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Writes values.schema.json and README.md of the chart, from its values.yaml and the gateway's own schema.
+"""Writes values.schema.json, README.md and the versions of the chart, from its values.yaml and from the gateway.
 
 values.yaml is the one place where a value of the chart is described: a comment that begins with `# --` stands above
 its key, and its default gives its type. A table with such comments inside takes the keys that it has and no others; one
@@ -16,11 +16,14 @@ from typing import Any
 
 import yaml
 
+from gateway import __version__
 from gateway.config.render import json_schema
 
 CHART = Path(__file__).parent / "mxgate"
 _CONFIG = "config"
 _KEY = re.compile(r"( *)([A-Za-z][A-Za-z0-9_]*):")
+# The chart's version is the gateway's, and the image's tag is too unless it is said otherwise.
+_VERSION = re.compile(r"^((?:version: |appVersion: \"))[^\"\n]+(\"?)$", re.MULTILINE)
 _COMMENT = re.compile(r" *# ?(-- )?(.*)")
 
 Key = tuple[str, ...]
@@ -36,6 +39,7 @@ _MORE: dict[str, Mapping[str, object]] = {
     "replicaCount": {"minimum": 0},
     "minReadySeconds": {"minimum": 0},
     "revisionHistoryLimit": {"minimum": 0},
+    "onConfigChange": {"enum": ["roll", "reload"]},
     "preStop.sleepSeconds": {"minimum": 0, "maximum": 600},
     "autoscaling.minReplicas": {"minimum": 1},
     "autoscaling.maxReplicas": {"minimum": 1},
@@ -43,8 +47,17 @@ _MORE: dict[str, Mapping[str, object]] = {
     "autoscaling.targetOpenConnections": {"minimum": 0},
     "keda": {
         "if": {"properties": {"enabled": {"const": True}}},
-        "then": {"properties": {"triggers": {"minItems": 1}}},
+        "then": {
+            "anyOf": [
+                {"properties": {"triggers": {"minItems": 1}}},
+                {"properties": {"prometheusAddress": {"minLength": 1}}},
+            ]
+        },
     },
+    "keda.minReplicas": {"minimum": 1},
+    "keda.maxReplicas": {"minimum": 1},
+    "keda.prometheusAddress": {"pattern": "^(https?://.+)?$"},
+    "keda.targetOpenConnections": {"minimum": 1},
     "podDisruptionBudget.maxUnavailable": {"type": ["integer", "string"], "pattern": "^[0-9]+%$"},
     "podAddresses": {"items": {"enum": ["0.0.0.0", "::"]}, "minItems": 1, "uniqueItems": True},
     "service.type": {"enum": ["LoadBalancer", "NodePort", "ClusterIP"]},
@@ -88,7 +101,7 @@ _CONFIG_NEEDS: Mapping[str, object] = {
 
 
 def main() -> None:
-    """Write both files."""
+    """Write all of them."""
     for name, text in generated().items():
         (CHART / name).write_text(text, "utf-8")
 
@@ -99,7 +112,8 @@ def generated() -> dict[str, str]:
     values = yaml.safe_load(text)
     said = dict(descriptions(text))
     schema = json.dumps(values_schema(values, said), indent=2) + "\n"
-    return {"values.schema.json": schema, "README.md": readme(values, said)}
+    about = _VERSION.sub(rf"\g<1>{__version__}\g<2>", (CHART / "Chart.yaml").read_text("utf-8"))
+    return {"values.schema.json": schema, "README.md": readme(values, said), "Chart.yaml": about}
 
 
 def descriptions(text: str) -> Iterator[tuple[Key, str]]:
@@ -150,6 +164,10 @@ def _schema(value: object, path: Key, said: Mapping[Key, str]) -> dict[str, Any]
             if _is_table(path, said):
                 schema["properties"] = {key: _schema(each, (*path, key), said) for key, each in value.items()}
                 schema["additionalProperties"] = False
+                # Helm takes a key away whose value is null; the templates look into each table.
+                tables = [key for key in value if _is_table((*path, key), said)]
+                if tables:
+                    schema["required"] = tables
     return {**schema, **_MORE.get(".".join(path), {})}
 
 

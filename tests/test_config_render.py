@@ -1,16 +1,21 @@
 """gateway.config.render: the generated reference is up to date, and nothing shown is a secret."""
 
 import json
+import re
 import tomllib
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import Config, load
+from gateway.config import Config, load, values
 from gateway.config.errors import is_secret, redact
 from gateway.config.render import docs_markdown, json_schema, show, toml_value
+from gateway.errors import GatewayError
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "mxgate.example.toml"
@@ -110,3 +115,55 @@ def test_excerpts_lose_their_secrets() -> None:
 )
 def test_every_plain_value_is_written_as_toml(value: object) -> None:
     assert tomllib.loads(f"x = {toml_value(value)}")["x"] == value
+
+
+# What a parser takes has to fit the pattern of the JSON schema too, which others check with.
+WRITTEN = (
+    "example.org",
+    "example.org.",
+    ".example.org",
+    "bücher.example",
+    "*",
+    "192.0.2.1",
+    "192.0.2.0/24",
+    "2001:db8::/32",
+    "::1",
+    "fe80::1%eth0",
+    "0.0.0.0:25",
+    "[::]:25",
+    "[fe80::1%eth0]:25",
+    "mta:25",
+    "mta.example.org.:25",
+    "mta",
+    "https://example.org",
+    "ann@example.org",
+    "10.0.0.5/33",
+)
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "parse"),
+    [
+        ("Server", "hostname", values.parse_domain),
+        ("Server", "listen", values.parse_listen),
+        ("Server", "proxy_protocol_from", values.parse_network),
+        ("Relay", "domains", values.parse_domain_or_subdomains),
+        ("Route", "domains", values.parse_domain_pattern),
+        ("Route", "downstream", values.parse_downstream),
+    ],
+)
+def test_the_schema_takes_what_the_gateway_takes(
+    table: str, key: str, parse: Callable[[object], object]
+) -> None:
+    schema = json_schema()["$defs"][table]["properties"][key]
+    own = next(iter(schema.get("anyOf", [schema])))
+    pattern = own.get("items", own)["pattern"]
+    taken = []
+    for text in WRITTEN:
+        with suppress(ValueError, GatewayError):
+            parse(text)
+            taken.append(text)
+    assert taken
+    assert [text for text in taken if not re.search(pattern, text)] == []
+    assert re.search(pattern, "${NAME}")
+    assert not re.search(pattern, "https://example.org")

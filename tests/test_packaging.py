@@ -1,5 +1,6 @@
 """What is published and what is installed: the wheel, the lock file, the metadata."""
 
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import gateway
+from deploy.sbom import bill, locked
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -46,6 +48,7 @@ def test_the_wheel_holds_two_typed_packages_and_nothing_else(wheel: zipfile.Path
     assert {entry.name for entry in wheel.iterdir()} == {
         "gateway",
         "policies",
+        f"mxgate-{gateway.__version__}.data",
         f"mxgate-{gateway.__version__}.dist-info",
     }
     assert (wheel / "gateway" / "py.typed").exists()
@@ -63,6 +66,45 @@ def test_the_wheel_names_its_version_licence_and_python(wheel: zipfile.Path) -> 
 
 def test_the_wheel_runs_on_any_platform(wheel: zipfile.Path) -> None:
     assert "Tag: py3-none-any\n" in (wheel / f"mxgate-{gateway.__version__}.dist-info" / "WHEEL").read_text()
+
+
+def test_the_wheel_brings_manual_pages_completions_and_the_unit(wheel: zipfile.Path) -> None:
+    shared = wheel / f"mxgate-{gateway.__version__}.data" / "data" / "share"
+    # where man-db, bash-completion, zsh and fish look, as Debian's packages have it
+    for name in (
+        "man/man1/mxgate.1",
+        "man/man5/mxgate.toml.5",
+        "bash-completion/completions/mxgate",
+        "zsh/site-functions/_mxgate",
+        "fish/vendor_completions.d/mxgate.fish",
+        "mxgate/mxgate.service",
+    ):
+        assert (shared / name).is_file(), name
+
+
+def test_the_bill_of_materials_is_what_the_lock_of_the_image_pins() -> None:
+    lock = (ROOT / "deploy" / "requirements.lock").read_text()
+    made = bill({*locked(lock)})
+    assert made["metadata"]["component"]["purl"] == f"pkg:pypi/mxgate@{gateway.__version__}"
+    versions = dict(re.findall(r"^(\S+)==([^ ;]+)", lock, re.MULTILINE))
+    found = {each["name"]: each["version"] for each in made["components"]}
+    assert found.items() <= versions.items()
+    assert {"aiohttp", "cryptography", "redis", "uvloop"} <= found.keys()
+    assert not {"pytest", "ruff"} & found.keys()
+    references = {each["bom-ref"] for each in (*made["components"], made["metadata"]["component"])}
+    assert {each["ref"] for each in made["dependencies"]} == references
+    assert all({*each["dependsOn"]} <= references for each in made["dependencies"])
+    (own,) = [each for each in made["dependencies"] if each["ref"].startswith("pkg:pypi/mxgate@")]
+    assert f"pkg:pypi/click@{found['click']}" in own["dependsOn"]
+    assert all(each.get("licenses") for each in made["components"])
+
+
+def test_the_bill_of_materials_needs_nothing_but_python() -> None:
+    words = [sys.executable, "-I", "deploy/sbom.py"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    made = json.loads(done.stdout)
+    assert (made["bomFormat"], made["specVersion"]) == ("CycloneDX", "1.6")
+    assert "pytest" in {each["name"] for each in made["components"]}
 
 
 def test_the_relay_guard_arrives_by_entry_point() -> None:

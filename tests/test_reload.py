@@ -238,3 +238,40 @@ def test_who_waits_in_the_queue_at_the_end_is_told_to_come_again(start: Start) -
         gateway.process.terminate()
         assert waiting.makefile("rb").readline().startswith(b"421 4.3.2 ")
     assert gateway.wait_exit() == 0
+
+
+# --- server.reload_on_change -----------------------------------------------------------------------------------
+
+
+def test_a_changed_file_is_loaded_without_a_signal(start: Start) -> None:
+    gateway = start()
+    plain = gateway.file.read_text()
+    watching = plain.replace("[server]", "[server]\nreload_on_change = true")
+    gateway.file.write_text(watching)
+    gateway.reload()
+    assert gateway.wait_log("reload.done")["generation"] == 2
+    gateway.file.write_text(watching + "\n[pipeline]\nobserve = true\n")
+    assert gateway.wait_log("reload.done")["generation"] == 3
+    gateway.file.write_text(watching + "\n[pipeline]\nobserve = 5\n")
+    assert "pipeline.observe" in str(gateway.wait_log("reload.failed")["problems"])
+    gateway.file.write_text(plain)
+    assert gateway.wait_log("reload.done")["generation"] == 4
+
+
+def test_a_new_configmap_is_loaded(start: Start, tmp_path: Path) -> None:
+    # kubelet: the file is a link through `..data`, which is a link that a rename replaces
+    gateway = start()
+    content = gateway.file.read_text().replace("[server]", "[server]\nreload_on_change = true")
+    volume = tmp_path / "volume"
+    for name in ("..1", "..2"):
+        (volume / name).mkdir(parents=True)
+        (volume / name / "mxgate.toml").write_text(content)
+    (volume / "..data").symlink_to("..1")
+    gateway.file.unlink()
+    gateway.file.symlink_to(volume / "..data" / "mxgate.toml")
+    gateway.reload()
+    gateway.wait_log("reload.done")
+    (volume / "..2" / "mxgate.toml").write_text(content + "\n[pipeline]\nobserve = true\n")
+    (volume / "..data_tmp").symlink_to("..2")
+    (volume / "..data_tmp").rename(volume / "..data")
+    assert gateway.wait_log("reload.done")["generation"] == 3

@@ -157,6 +157,9 @@ class Server(Section):
     drain_timeout_s: Seconds = _key(
         300.0, "At shutdown: wait for the downstream's answer to messages that it has in full.", ge=0, le=3600
     )
+    reload_on_change: bool = _key(
+        False, "Load the configuration again, as SIGHUP does, when its file or a policy's `file` has changed."
+    )
     allow_bare_lf_from: tuple[Networks, ...] = _key(
         (), "Networks of your own old devices whose bare LF becomes CRLF; from all others it is refused."
     )

@@ -274,18 +274,32 @@ def _json(kind: str, **more: object) -> WithJsonSchema:
     return WithJsonSchema({"type": kind, **more})
 
 
+def _like(pattern: str) -> str:
+    """A pattern for the JSON schema: for whoever checks a file without the gateway, so as rough as it may be.
+
+    A string with `${NAME}` is known only where that variable is.
+    """
+    return rf"^({pattern})$|\$\{{"
+
+
 _AS_TEXT = PlainSerializer(lambda value: "" if value is None else str(value), return_type=str)
 
 Integer = Annotated[int, BeforeValidator(_no_bool)]
 Seconds = Annotated[float, BeforeValidator(_no_bool)]
-Listen = Annotated[HostPort, PlainValidator(parse_listen), _AS_TEXT, _json("string", examples=["0.0.0.0:25"])]
+Listen = Annotated[
+    HostPort,
+    PlainValidator(parse_listen),
+    _AS_TEXT,
+    _json("string", examples=["0.0.0.0:25"], pattern=_like(r"(\[[^]\s]+\]|[0-9.]+):[0-9]{1,5}")),
+]
 Nameserver = Annotated[
     HostPort, PlainValidator(parse_nameserver), _AS_TEXT, _json("string", examples=["127.0.0.1:53"])
 ]
 Downstream = Annotated[
     HostPort, PlainValidator(parse_downstream), _AS_TEXT, _json("string", examples=["192.0.2.1:25"])
 ]
-_GROUP_SCHEMA = {"type": "array", "minItems": 1, "items": {"type": "string"}}
+_HOST_SCHEMA = {"type": "string", "pattern": _like(r"[^\s/@]+:[0-9]{1,5}")}
+_GROUP_SCHEMA = {"type": "array", "minItems": 1, "items": _HOST_SCHEMA}
 Downstreams = Annotated[
     tuple[
         Annotated[tuple[Downstream, ...], Field(min_length=1), WrapValidator(_host_or_group)],
@@ -303,7 +317,10 @@ Downstreams = Annotated[
 ]
 """Groups of hosts in order of preference; one group may be written as a plain list of hosts."""
 Networks = Annotated[
-    Network, PlainValidator(parse_network), _AS_TEXT, _json("string", examples=["192.0.2.0/24"])
+    Network,
+    PlainValidator(parse_network),
+    _AS_TEXT,
+    _json("string", examples=["192.0.2.0/24"], pattern=_like(r"[0-9A-Fa-f:.]+(%[^\s/]+)?(/[0-9]{1,3})?")),
 ]
 Exempt = Annotated[
     Network | Trust,
@@ -312,9 +329,13 @@ Exempt = Annotated[
     _json("string", examples=["192.0.2.0/24", "trusted", "authenticated"]),
 ]
 FieldName = Annotated[str, PlainValidator(_field_name), _json("string", examples=["X-Mxgate-Quarantine"])]
-DomainName = Annotated[Domain, PlainValidator(parse_domain), _json("string")]
-DomainOrSubdomains = Annotated[str, PlainValidator(parse_domain_or_subdomains), _json("string")]
-DomainPattern = Annotated[str, PlainValidator(parse_domain_pattern), _json("string")]
+DomainName = Annotated[Domain, PlainValidator(parse_domain), _json("string", pattern=_like(r"[^\s@:/*]+"))]
+DomainOrSubdomains = Annotated[
+    str, PlainValidator(parse_domain_or_subdomains), _json("string", pattern=_like(r"[^\s@:/*]+"))
+]
+DomainPattern = Annotated[
+    str, PlainValidator(parse_domain_pattern), _json("string", pattern=_like(r"[^\s@:/*]+|\*"))
+]
 AddressOrDomain = Annotated[
     str, PlainValidator(parse_address_or_domain), _json("string", examples=["ann@example.org", "example.org"])
 ]
@@ -325,7 +346,9 @@ OptionalPath = Annotated[
 KeyPrefix = Annotated[str, Field(pattern=r"^[!-z|~]{1,64}$")]
 """Printable ASCII without braces, which mean something in the keys of a Redis Cluster."""
 StateUrl = Annotated[
-    str, PlainValidator(_state_url), _json("string", pattern=f"^({'|'.join(map(re.escape, STATE_SCHEMES))}):")
+    str,
+    PlainValidator(_state_url),
+    _json("string", pattern=_like(f"({'|'.join(map(re.escape, STATE_SCHEMES))}):.*")),
 ]
 Workers = Annotated[
     int | Literal["auto"],

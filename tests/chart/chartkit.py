@@ -35,7 +35,9 @@ def helm(*arguments: str, chart: Path = CHART) -> str:
     program = shutil.which("helm", path=path) or "helm"
     require(program=program)
     command, *rest = arguments
-    words = [program, command, *((RELEASE,) if command == "template" else ()), str(chart), *rest]
+    subcommand, rest = (rest[:1], rest[1:]) if command == "show" else ([], rest)
+    release = (RELEASE,) if command == "template" else ()
+    words = [program, command, *subcommand, *release, str(chart), *rest]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RefusedError(done.stdout + done.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import gateway
 from gateway.config import load
 from gateway.config.render import json_schema
 from helm.generate import generated
+from helm.package import package
 from tests.chart.chartkit import (
     CHART,
     CI,
@@ -43,7 +45,7 @@ every_ci = pytest.mark.parametrize("ci", CI)
 # files that are made from others
 
 
-@pytest.mark.parametrize("name", ["README.md", "values.schema.json"])
+@pytest.mark.parametrize("name", ["Chart.yaml", "README.md", "values.schema.json"])
 def test_is_what_dev_chart_would_write(name: str) -> None:
     assert (CHART / name).read_text("utf-8") == generated()[name]
 
@@ -184,7 +186,16 @@ def test_a_new_configuration_makes_new_pods() -> None:
 
     assert checksum() != checksum("config.server.max_recipients=100")
     assert checksum('service.type="NodePort"') == checksum()
-    assert checksum("rollOnConfigChange=false") == "None"
+
+
+def test_pods_may_load_a_new_configuration_themselves() -> None:
+    objects = render("minimal", 'onConfigChange="reload"')
+    annotations = one(objects, "Deployment")["spec"]["template"]["metadata"]["annotations"]
+    assert "checksum/config" not in annotations
+    assert configuration(objects)["server"]["reload_on_change"] is True
+    assert "reload_on_change" not in configuration(render("minimal"))["server"]
+    # a file below a subPath never changes
+    assert not [each for each in container(objects)["volumeMounts"] if "subPath" in each]
 
 
 def test_names_are_looked_up_without_search_domains() -> None:
@@ -224,7 +235,22 @@ def test_the_network_policy_opens_what_the_configuration_uses() -> None:
 def test_the_network_policy_lets_everybody_in_to_smtp_and_only_monitoring_to_the_admin_port() -> None:
     smtp, admin = one(render("redis"), "NetworkPolicy")["spec"]["ingress"]
     assert smtp == {"ports": [{"port": 2525}]}
-    assert (admin["ports"], len(admin["from"])) == ([{"port": 9464}], 1)
+    assert admin["ports"] == [{"port": 9464}]
+    monitoring, test = admin["from"]
+    assert "namespaceSelector" in monitoring
+    labels = one(render("redis"), "Pod", "mail-mxgate-test")["metadata"]["labels"]
+    assert test["podSelector"]["matchLabels"].items() <= labels.items()
+
+
+def test_the_network_policy_opens_the_ports_that_the_url_of_the_state_names() -> None:
+    urls = {
+        "redis://:${REDIS_PASSWORD}@redis.example.org:6380/0": {6379, 26379, 6380},
+        "redis+sentinel://:${REDIS_PASSWORD}@a:26380,b:26381/mx/0": {6379, 26379, 26380, 26381},
+        "rediss://[2001:db8::1]/0": {6379, 26379},
+    }
+    for url, ports in urls.items():
+        egress = one(render("redis", f'config.state.url="{url}"'), "NetworkPolicy")["spec"]["egress"]
+        assert [each["port"] for each in egress[2]["ports"]] == sorted(ports, key=str)
 
 
 def test_a_pod_without_redis_has_no_way_to_it() -> None:
@@ -254,10 +280,45 @@ def test_cert_manager_is_asked_for_the_certificate_that_is_mounted() -> None:
 
 def test_a_daemonset_opens_port_25_of_its_nodes() -> None:
     objects = render("daemonset")
-    assert "Deployment" not in kinds(objects)
+    assert not {"Deployment", "PodDisruptionBudget"} & kinds(objects)
     smtp = container(objects)["ports"][0]
     assert (smtp["containerPort"], smtp["hostPort"]) == (2525, 25)
     assert "externalTrafficPolicy" not in one(objects, "Service")["spec"]
+
+
+def test_a_port_of_the_node_is_free_before_the_next_pod_wants_it() -> None:
+    spec = one(render("minimal", "hostPort.enabled=true"), "Deployment")["spec"]
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
+def test_keda_scales_by_the_gateways_own_metric() -> None:
+    objects = render("keda", "keda.triggers=[]")
+    (trigger,) = one(objects, "ScaledObject")["spec"]["triggers"]
+    assert trigger["metadata"] == {
+        "serverAddress": "http://prometheus.monitoring.svc:9090",
+        "query": 'sum(mxgate_open_connections{namespace="default", pod=~"mail-mxgate-.*"})',
+        "threshold": "400",
+    }
+
+
+def test_pods_spread_anew_at_each_update() -> None:
+    for each in pod(render("minimal"))["topologySpreadConstraints"]:
+        assert (each["whenUnsatisfiable"], each["matchLabelKeys"]) == (
+            "ScheduleAnyway",
+            ["pod-template-hash"],
+        )
+
+
+def test_a_pod_that_serves_nobody_does_not_keep_its_node() -> None:
+    spec = one(render("minimal"), "PodDisruptionBudget")["spec"]
+    assert (spec["maxUnavailable"], spec["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
+
+
+def test_names_that_look_like_numbers_stay_names() -> None:
+    settings = ('admin.existingSecret="1234"', 'tls.existingSecret="0x10"', 'priorityClassName="1e3"')
+    spec = pod(render("minimal", *settings))
+    names = {each["secret"]["secretName"] for each in spec["volumes"] if "secret" in each}
+    assert (names, spec["priorityClassName"]) == ({"1234", "0x10"}, "1e3")
 
 
 def test_a_scaled_deployment_does_not_fix_its_replicas() -> None:
@@ -299,7 +360,12 @@ def test_policies_come_from_files_and_from_an_image() -> None:
     mounts = {each["name"]: each["mountPath"] for each in container(objects)["volumeMounts"]}
     assert mounts["policies"] == "/etc/mxgate/policies"
     init = pod(objects)["initContainers"][0]
-    assert (init["image"], init["command"][2]) == ("registry.example.org/mxgate-policies:7", "/policies/.")
+    copy, _, source, target = init["command"]
+    assert (init["image"], copy, source) == ("registry.example.org/mxgate-policies:7", "cp", "/policies/.")
+    # the volume must not hide what is to be copied
+    (mount,) = init["volumeMounts"]
+    assert (mount["name"], mount["mountPath"]) == ("installed-policies", target)
+    assert not Path(source).is_relative_to(target)
     path = {each["name"]: each.get("value") for each in container(objects)["env"]}["PYTHONPATH"]
     assert path == mounts["installed-policies"]
 
@@ -311,14 +377,22 @@ def test_the_rules_are_the_projects_and_ones_own() -> None:
     assert groups[-1]["name"] == "local"
 
 
+def test_tests_of_rules_are_no_rules(tmp_path: Path) -> None:
+    chart = tmp_path / "mxgate"
+    shutil.copytree(CHART, chart)
+    (chart / "grafana" / "rules" / "zz_test.yaml").write_text("rule_files: [mxgate.yaml]\ntests: []\n")
+    groups = one(render("extended", chart=chart), "PrometheusRule")["spec"]["groups"]
+    assert groups == one(render("extended"), "PrometheusRule")["spec"]["groups"]
+
+
 def test_a_dashboard_becomes_a_configmap_for_the_sidecar(tmp_path: Path) -> None:
     chart = tmp_path / "mxgate"
     shutil.copytree(CHART, chart)
-    (chart / "grafana" / "a-panel.json").write_text('{"title": "{{ $x }}"}')
-    found = one(render("extended", chart=chart), "ConfigMap", "mail-mxgate-a-panel")
+    (chart / "grafana" / "mxgate-A_panel.json").write_text('{"title": "{{ $x }}"}')
+    found = one(render("extended", chart=chart), "ConfigMap", "mail-mxgate-dashboard-a-panel")
     assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
     # Grafana's own braces are not Helm's
-    assert json.loads(found["data"]["a-panel.json"]) == {"title": "{{ $x }}"}
+    assert json.loads(found["data"]["mxgate-A_panel.json"]) == {"title": "{{ $x }}"}
 
 
 def test_manifests_of_ones_own_are_templates() -> None:
@@ -339,6 +413,7 @@ def test_manifests_of_ones_own_are_templates() -> None:
         (["replicaCount=2"], "needs a state that they share"),
         (["autoscaling.enabled=true"], "needs a state that they share"),
         (['workload="DaemonSet"'], "needs a state that they share"),
+        (["replicaCount=2", 'config.state.url="memory:"'], "is each pod's own"),
         (["replicaCount=2", 'config.state.url="sqlite:///var/lib/mxgate/state.db"'], "state that they share"),
         (["config.relay.routes=[]"], "'/config/relay/routes': minItems"),
         (["config.server.max_recipient=5"], "additional properties 'max_recipient' not allowed"),
@@ -346,11 +421,65 @@ def test_manifests_of_ones_own_are_templates() -> None:
         (['config.policy={"spf": {"mode": "of"}}'], "'/config/policy/spf/mode': value must be one of"),
         (['config.server.listen=["0.0.0.0:25"]'], "config.server.listen is set by the chart"),
         (['config.admin={"listen": "0.0.0.0:80"}'], "config.admin is set by the chart"),
+        (["image=null"], "missing property 'image'"),
+        (["config=null"], "missing property 'config'"),
+        (["tls.certManager=null"], "'/tls': missing property 'certManager'"),
+        (
+            ['config.relay.routes=[{"downstream": ["mta.example.org"]}]'],
+            "'mta.example.org' does not match pattern",
+        ),
+        (['config.relay.domains=["user@example.org"]'], "'user@example.org' does not match pattern"),
+        (['config.relay.trusted_networks=["localhost"]'], "'localhost' does not match pattern"),
+        (
+            ['config.server.hostname="https://mx.example.org"'],
+            "'https://mx.example.org' does not match pattern",
+        ),
+        (['config.state.url="postgres://db"'], "'postgres://db' does not match pattern"),
         (["replicas=3"], "additional properties 'replicas' not allowed"),
         (['image.repository=""'], "'/image/repository': minLength"),
         (["smtps.enabled=true"], "smtps.enabled needs a certificate"),
         (["tls.certManager.enabled=true"], "missing property 'name'"),
         (["keda.enabled=true"], "'/keda/triggers': minItems"),
+        (["keda.enabled=true"], "'/keda/prometheusAddress': minLength"),
+        (['onConfigChange="restart"'], "'/onConfigChange': value must be one of 'roll', 'reload'"),
+        (["config.server.reload_on_change=true"], "set by the chart: use the value onConfigChange"),
+        (
+            ['config.server.tls={"cert_file": "/x"}'],
+            "config.server.tls is set by the chart: use the value tls",
+        ),
+        (['config.state.url="redis://:secret@redis:6379"'], "has a password, which everybody may read"),
+        (['config.state.url="rediss://ann:secret@redis"'], "has a password, which everybody may read"),
+        (['state.existingSecret="redis"'], "state.existingSecret needs state.urlKey or state.passwordKey"),
+        (['state.urlKey="url"'], "are keys of state.existingSecret, which is empty"),
+        (
+            [
+                'config.state.url="redis://r"',
+                'autoscaling={"enabled": true, "minReplicas": 5, "maxReplicas": 2}',
+            ],
+            "autoscaling.minReplicas is above autoscaling.maxReplicas",
+        ),
+        (
+            [
+                'config.state.url="redis://r"',
+                'autoscaling={"enabled": true, "targetCPUUtilizationPercentage": 0}',
+            ],
+            "autoscaling.enabled needs a target",
+        ),
+        (['service.type="Loadbalancer"'], "'/service/type': value must be one of"),
+        (['service.externalTrafficPolicy="local"'], "'/service/externalTrafficPolicy': value must be one of"),
+        (["service.port=0"], "'/service/port': minimum"),
+        (['image.digest="sha256:abc"'], "'/image/digest': 'sha256:abc' does not match pattern"),
+        (['workload="StatefulSet"'], "'/workload': value must be one of 'Deployment', 'DaemonSet'"),
+        (['proxyProtocol.trustedRanges=["10.0.0.1"]'], "'/proxyProtocol/trustedRanges/0'"),
+        (['config.server.drain_timeout_s="5m"'], "'/config/server/drain_timeout_s': got string, want number"),
+        (
+            ['config.relay.routes=[{"downstreams": ["a:25"]}]'],
+            "additional properties 'downstreams' not allowed",
+        ),
+        (['config.state.on_outage="fail"'], "'/config/state/on_outage': value must be one of"),
+        (['podDisruptionBudget.maxUnavailable="one"'], "'/podDisruptionBudget/maxUnavailable'"),
+        (["replicaCount=-1"], "'/replicaCount': minimum"),
+        (['monitoring.dashboards.labels="yes"'], "'/monitoring/dashboards/labels': got string, want object"),
         (["monitoring.podMonitor.enabled=true", "monitoring.serviceMonitor.enabled=true"], "enable one"),
         (["persistence.enabled=true", 'config.state.url="memory:"'], "persistence.enabled is for SQLite"),
     ],
@@ -378,6 +507,18 @@ def test_refuses_values_that_lack(settings: list[str], says: str) -> None:
     assert says in str(refused.value)
 
 
+def test_what_only_the_environment_knows_is_taken() -> None:
+    url = 'config.state.url="${REDIS_URL}"'
+    objects = render("minimal", url, 'config.relay.routes=[{"downstream": ["${MTA}"]}]', "replicaCount=2")
+    assert configuration(objects)["state"]["url"] == "${REDIS_URL}"
+    assert len(one(objects, "NetworkPolicy")["spec"]["egress"]) == 3
+
+
+def test_pods_that_remember_nothing_need_no_redis() -> None:
+    settings = ("replicaCount=2", 'config.state.url="memory:"', 'config.policy={"greylist": {"mode": "off"}}')
+    assert one(render("minimal", *settings), "Deployment")["spec"]["replicas"] == 2
+
+
 def test_refuses_to_scale_twice() -> None:
     with pytest.raises(RefusedError, match="exclude each other"):
         render("keda", "autoscaling.enabled=true")
@@ -391,6 +532,62 @@ def test_refuses_to_scale_a_daemonset() -> None:
 def test_refuses_an_older_kubernetes() -> None:
     with pytest.raises(RefusedError, match="kubeVersion"):
         helm("template", "--values", str(CI["minimal"]), "--kube-version", "1.28.0")
+
+
+def test_every_dashboard_of_the_project_is_in_the_chart() -> None:
+    objects = render("extended")
+    shown = [
+        name
+        for each in objects
+        if each["kind"] == "ConfigMap"
+        for name in each["data"]
+        if name.endswith(".json")
+    ]
+    own = {path.name for path in (ROOT / "grafana").glob("*.json")}
+    assert sorted(name for name in shown if name != "mxgate.json") == sorted(own)
+    names = [(each["kind"], each["metadata"]["name"]) for each in objects]
+    assert len(names) == len(set(names))
+
+
+def test_the_package_has_what_is_made_and_not_what_makes_it(tmp_path: Path) -> None:
+    chart = tmp_path / "chart" / "mxgate"
+    shutil.copytree(CHART, chart, ignore=shutil.ignore_patterns("__pycache__"))
+    kept = ("grafana/mxgate-some.json", "grafana/rules/more.yaml")
+    for name in (
+        *kept,
+        "grafana/document.py",
+        "grafana/cost.md",
+        "grafana/pages/dns.py",
+        "grafana/pages/__pycache__/dns.pyc",
+        "grafana/__pycache__/document.pyc",
+        "grafana/rules/tests/mxgate.yaml",
+    ):
+        (chart / name).parent.mkdir(parents=True, exist_ok=True)
+        (chart / name).write_text("{}\n")
+    helm("package", "--destination", str(tmp_path), chart=chart)
+    (package,) = tmp_path.glob("mxgate-*.tgz")
+    with tarfile.open(package) as archive:
+        names = {name.removeprefix("mxgate/") for name in archive.getnames()}
+    assert {*kept, "grafana/rules/mxgate.yaml", "files/smtp_test.py", "README.md"} <= names
+    assert not [name for name in names if name.startswith("ci/")]
+    made = {name for name in names if name.startswith("grafana/")}
+    assert {Path(name).parent.as_posix() for name in made} == {"grafana", "grafana/rules"}
+    assert {Path(name).suffix for name in made} == {".json", ".yaml"}
+
+
+def test_a_release_knows_its_image(tmp_path: Path) -> None:
+    package(tmp_path, image="registry.example.com/mail/mxgate", home="https://example.com/mxgate")
+    (archive,) = tmp_path.glob("mxgate-*.tgz")
+    needed = CI["minimal"].read_text().replace("image:\n  repository: registry.example.org/mxgate\n", "")
+    (tmp_path / "values.yaml").write_text(needed)
+    assert "repository" not in needed
+    text = helm("template", "--values", str(tmp_path / "values.yaml"), chart=archive)
+    image = container([each for each in yaml.safe_load_all(text) if each])["image"]
+    assert image == f"registry.example.com/mail/mxgate:{gateway.__version__}"
+    about = yaml.safe_load(helm("show", "chart", chart=archive))
+    images = yaml.safe_load(about["annotations"]["artifacthub.io/images"])
+    assert [each["image"] for each in images] == [image]
+    assert about["home"] == "https://example.com/mxgate"
 
 
 def test_installs_and_says_what_to_do_next(tmp_path: Path) -> None:

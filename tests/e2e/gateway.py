@@ -76,7 +76,13 @@ def to_toml(config: Config) -> str:
 class Gateway:
     """One running gateway. `address` is its first plain listener, `tls_address` the first of implicit TLS."""
 
-    def __init__(self, config: Config, directory: Path, command: Sequence[str] = (COMMAND,)) -> None:
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        command: Sequence[str] = (COMMAND,),
+        pass_fds: Sequence[int] = (),
+    ) -> None:
         self.config_file = directory / "mxgate.toml"
         self.config_file.write_text(to_toml(config), encoding="utf-8")
         self._log_file = directory / "mxgate.log"
@@ -91,6 +97,7 @@ class Gateway:
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
 
     def wait_ready(self) -> None:

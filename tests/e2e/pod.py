@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +58,7 @@ Start = Callable[[Plan, Path], subprocess.Popen[bytes]]
 """Starts what a plan says and writes its output to a file."""
 
 
-def objects_for(downstream: Address) -> Sequence[Object]:
+def objects_for(downstream: Address, *settings: str) -> Sequence[Object]:
     """The chart with a certificate, a token and a policy in a file, in front of one downstream."""
     return render(
         "minimal",
@@ -66,6 +67,7 @@ def objects_for(downstream: Address) -> Sequence[Object]:
         'admin.existingSecret="admin"',
         'config.policy={"taste": {"file": "/etc/mxgate/policies/taste.py"}, "greylist": {"mode": "off"}}',
         f"policies.files={json.dumps({'taste.py': _POLICY})}",
+        *settings,
     )
 
 
@@ -110,6 +112,10 @@ class Pod:
             return self.get("/readyz")[0] == 200
 
         wait_until(is_ready, within_s=60, what="/readyz answers 200")
+
+    def update(self, volume: str, files: Mapping[str, bytes]) -> None:
+        """A new content of the ConfigMap or the Secret of a volume."""
+        _put(self.directory / volume, files)
 
     def get(self, path: str, **headers: str) -> tuple[int, str]:
         """Status and body of a page of the admin port; 0 when nobody answers."""
@@ -160,9 +166,23 @@ class Pod:
             case _:
                 files = {}
                 directory.chmod(0o777)
-        for name, content in files.items():
-            (directory / name).write_bytes(content)
+        if files:
+            _put(directory, files)
         return directory
+
+
+def _put(volume: Path, files: Mapping[str, bytes]) -> None:
+    """Write a volume's files as kubelet does: links through `..data`, a link that a rename replaces."""
+    data = Path(tempfile.mkdtemp(prefix="..", dir=volume))
+    data.chmod(0o755)
+    for name, content in files.items():
+        (data / name).write_bytes(content)
+    following = volume / "..data_tmp"
+    following.symlink_to(data.name)
+    following.rename(volume / "..data")
+    for name in files:
+        if not (volume / name).is_symlink():
+            (volume / name).symlink_to(f"..data/{name}")
 
 
 def start_by_hand(plan: Plan, log: Path) -> subprocess.Popen[bytes]:

@@ -6,6 +6,7 @@ builder in a chroot cannot mount the root read-only: that nothing but the volume
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -19,6 +20,8 @@ from pathlib import Path
 import pytest
 
 import gateway
+from tests.chart.chartkit import CI, configuration, one, render
+from tests.chart.chartkit import container as chart_container
 from tests.e2e.certificates import Tls
 from tests.e2e.downstream import Downstream
 from tests.e2e.machine import require
@@ -113,6 +116,49 @@ def test_runs_as_nobody_and_can_write_only_its_state(store: Store, container: st
     assert done.stdout.split() == ["65532", "/var/lib/mxgate"]
 
 
+@pytest.mark.parametrize("ci", CI)
+def test_takes_the_configuration_that_the_chart_renders(
+    store: Store, container: str, ci: str, tls: Tls, tmp_path: Path
+) -> None:
+    objects = render(ci)
+    spec = chart_container(objects)
+    secret = secrets_for(tls)
+    contents = {
+        "config": {"mxgate.json": json.dumps(configuration(objects)).encode()},
+        "tls": secret["mx"],
+        "admin": secret["admin"],
+    }
+    with contextlib.suppress(ValueError):
+        policies = one(objects, "ConfigMap", "mail-mxgate-policies")["data"]
+        contents["policies"] = {name: text.encode() for name, text in policies.items()}
+    options = []
+    for mount in spec["volumeMounts"]:
+        directory = tmp_path / mount["name"]
+        directory.mkdir()
+        directory.chmod(0o777)
+        for name, content in contents.get(mount["name"], {}).items():
+            (directory / name).write_bytes(content)
+        options.append(f"--volume={directory}:{mount['mountPath']}")
+    of_secrets = {"REDIS_PASSWORD": "secret", "MXGATE__STATE__URL": "redis://redis.example.org"}
+    options += [
+        f"--env={each['name']}={each.get('value', of_secrets.get(each['name']))}" for each in spec["env"]
+    ]
+    command = store.run(container, "mxgate", "check-config", options=tuple(options))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ok: listen 0.0.0.0:2525")
+
+
+def test_lists_what_is_installed_in_it(store: Store, container: str) -> None:
+    command = store.run(container, "cat", "/opt/mxgate/share/mxgate/mxgate.cdx.json")
+    made = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert made["metadata"]["component"]["version"] == gateway.__version__
+    lock = (ROOT / "deploy" / "requirements.lock").read_text()
+    pinned = dict(re.findall(r"^(\S+)==([^ ;]+)", lock, re.MULTILINE))
+    assert {each["name"]: each["version"] for each in made["components"]}.items() <= pinned.items()
+    assert len(made["components"]) > 20
+
+
 def test_has_no_installer(store: Store, container: str) -> None:
     script = "import importlib.util as u; print([m for m in ('pip', 'setuptools') if u.find_spec(m)])"
     done = subprocess.run(
@@ -152,7 +198,7 @@ def _make_base(store: Store) -> None:
 def _build(store: Store) -> None:
     """Build from a copy of the context, so that dist/ has this checkout's wheel and no other."""
     context = store.directory / "context"
-    for name in ("deploy/Dockerfile", "deploy/requirements.lock", ".dockerignore"):
+    for name in ("deploy/Dockerfile", "deploy/requirements.lock", "deploy/sbom.py", ".dockerignore"):
         target = context / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / name).read_bytes())

@@ -17,6 +17,19 @@ app.kubernetes.io/name: {{ include "mxgate.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{- /* Of the pod of `helm test`: not the selector's, lest it get mail. */ -}}
+{{- define "mxgate.testLabels" -}}
+app.kubernetes.io/name: {{ include "mxgate.name" . }}-test
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "mxgate.testPeer" -}}
+# helm test
+- podSelector:
+    matchLabels:
+      {{- include "mxgate.testLabels" . | nindent 6 }}
+{{- end -}}
+
 {{- define "mxgate.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{ include "mxgate.selectorLabels" . }}
@@ -73,7 +86,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 redis
 {{- else -}}
 {{- $url := dig "state" "url" "sqlite:" .Values.config -}}
-{{- if hasPrefix "redis" $url -}}redis{{- else -}}{{ (splitList ":" $url) | first }}{{- end -}}
+{{- /* a URL out of the environment is one with a password */ -}}
+{{- if or (hasPrefix "redis" $url) (hasPrefix "${" $url) -}}redis{{- else -}}{{ (splitList ":" $url) | first }}{{- end -}}
 {{- end -}}
 {{- end -}}
 
@@ -85,7 +99,7 @@ redis
 {{- /* Refuses values that contradict each other in a way that the schema cannot say. */ -}}
 {{- define "mxgate.check" -}}
 {{- $server := .Values.config.server -}}
-{{- range $key, $value := dict "listen" "podAddresses" "listen_tls" "smtps.enabled" "tls" "tls" "proxy_protocol_from" "proxyProtocol" "spool_dir" "spool" -}}
+{{- range $key, $value := dict "listen" "podAddresses" "listen_tls" "smtps.enabled" "tls" "tls" "proxy_protocol_from" "proxyProtocol" "reload_on_change" "onConfigChange" "spool_dir" "spool" -}}
 {{- if hasKey $server $key -}}
 {{- fail (printf "config.server.%s is set by the chart: use the value %s" $key $value) -}}
 {{- end -}}
@@ -95,6 +109,32 @@ redis
 {{- end -}}
 {{- if and (include "mxgate.isMany" .) (eq (include "mxgate.stateKind" .) "sqlite") -}}
 {{- fail "more than one pod (replicaCount, autoscaling, keda, or a DaemonSet) needs a state that they share: set config.state.url to Redis, or state.existingSecret and state.urlKey" -}}
+{{- end -}}
+{{- if and (include "mxgate.isMany" .) (eq (include "mxgate.stateKind" .) "memory") (ne (dig "policy" "greylist" "mode" "enforce" .Values.config) "off") -}}
+{{- fail "config.state.url memory: is each pod's own, and a sender that greylisting tells to come again comes to another pod: use Redis, or set config.policy.greylist.mode to off" -}}
+{{- end -}}
+{{- if and (eq (include "mxgate.stateKind" .) "redis") (regexMatch "^[^@]*:[^$@/][^@]*@" (dig "state" "url" "" .Values.config | trimPrefix "redis" | replace "://" "")) -}}
+{{- fail "config.state.url has a password, which everybody may read in a ConfigMap: put it into a Secret (state.existingSecret, state.passwordKey) and write ${REDIS_PASSWORD}" -}}
+{{- end -}}
+{{- with .Values.state -}}
+{{- if and .existingSecret (not (or .urlKey .passwordKey)) -}}
+{{- fail "state.existingSecret needs state.urlKey or state.passwordKey: which of its keys is meant?" -}}
+{{- end -}}
+{{- if and (not .existingSecret) (or .urlKey .passwordKey) -}}
+{{- fail "state.urlKey and state.passwordKey are keys of state.existingSecret, which is empty" -}}
+{{- end -}}
+{{- end -}}
+{{- range $name := list "autoscaling" "keda" -}}
+{{- with index $.Values $name -}}
+{{- if and .enabled (gt (int .minReplicas) (int .maxReplicas)) -}}
+{{- fail (printf "%s.minReplicas is above %s.maxReplicas" $name $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.autoscaling -}}
+{{- if and .enabled (not (or .targetCPUUtilizationPercentage .targetOpenConnections .metrics)) -}}
+{{- fail "autoscaling.enabled needs a target: targetCPUUtilizationPercentage, targetOpenConnections or metrics" -}}
+{{- end -}}
 {{- end -}}
 {{- if and .Values.smtps.enabled (not (include "mxgate.hasTls" .)) -}}
 {{- fail "smtps.enabled needs a certificate: tls.existingSecret or tls.certManager.enabled" -}}
@@ -129,6 +169,9 @@ redis
 {{- if .Values.proxyProtocol.enabled -}}
 {{- $_ = set $config.server "proxy_protocol_from" .Values.proxyProtocol.trustedRanges -}}
 {{- end -}}
+{{- if eq .Values.onConfigChange "reload" -}}
+{{- $_ = set $config.server "reload_on_change" true -}}
+{{- end -}}
 {{- if include "mxgate.hasTls" . -}}
 {{- $_ = set $config.server "tls" (dict "cert_file" "/etc/mxgate/tls/tls.crt" "key_file" "/etc/mxgate/tls/tls.key") -}}
 {{- end -}}
@@ -152,7 +195,9 @@ arrives; and 15 s to end. */ -}}
 {{- range .Values.config.relay.routes -}}
 {{- range .downstream -}}
 {{- range (kindIs "slice" . | ternary . (list .)) -}}
-{{- $ports = append $ports (regexFind "[0-9]+$" . | int) -}}
+{{- with regexFind "[0-9]+$" . -}}
+{{- $ports = append $ports (int .) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -164,6 +209,19 @@ arrives; and 15 s to end. */ -}}
 {{- $ports := list 53 -}}
 {{- range dig "dns" "nameservers" list .Values.config -}}
 {{- if regexMatch "^([0-9.]+|\\[.*\\]):[0-9]+$" . -}}
+{{- $ports = append $ports (regexFind "[0-9]+$" . | int) -}}
+{{- end -}}
+{{- end -}}
+{{- $ports | uniq | sortAlpha | toJson -}}
+{{- end -}}
+
+{{- /* The ports of Redis, as a JSON list: those of the value, and what config.state.url names. */ -}}
+{{- define "mxgate.redisPorts" -}}
+{{- $ports := list -}}
+{{- range .Values.networkPolicy.redisPorts }}{{ $ports = append $ports (int .) }}{{ end -}}
+{{- $hosts := regexReplaceAll "^[^:]*://([^/@]*@)?([^/?]*).*$" (dig "state" "url" "" .Values.config) "${2}" -}}
+{{- range splitList "," $hosts -}}
+{{- if regexMatch ":[0-9]+$" . -}}
 {{- $ports = append $ports (regexFind "[0-9]+$" . | int) -}}
 {{- end -}}
 {{- end -}}

@@ -10,7 +10,7 @@ metadata:
     {{- end }}
   annotations:
     kubectl.kubernetes.io/default-container: mxgate
-    {{- if .Values.rollOnConfigChange }}
+    {{- if eq .Values.onConfigChange "roll" }}
     checksum/config: {{ printf "%s%s" (include "mxgate.config" .) (toJson .Values.policies.files) | sha256sum }}
     {{- end }}
     {{- with .Values.podAnnotations }}
@@ -26,7 +26,7 @@ spec:
     {{- toYaml . | nindent 4 }}
   {{- end }}
   {{- with .Values.priorityClassName }}
-  priorityClassName: {{ . }}
+  priorityClassName: {{ . | quote }}
   {{- end }}
   securityContext:
     {{- toYaml .Values.podSecurityContext | nindent 4 }}
@@ -43,14 +43,15 @@ spec:
     - name: policies
       image: {{ include "mxgate.imageReference" .Values.policies.image }}
       imagePullPolicy: {{ .Values.image.pullPolicy }}
-      command: [cp, -r, {{ printf "%s/." .Values.policies.image.path | quote }}, /policies]
+      command: [cp, -r, {{ printf "%s/." .Values.policies.image.path | quote }}, /mxgate-policies]
       securityContext:
         {{- toYaml .Values.securityContext | nindent 8 }}
       resources:
         {{- toYaml .Values.resources | nindent 8 }}
       volumeMounts:
         - name: installed-policies
-          mountPath: /policies
+          # a volume hides what the image has at its place
+          mountPath: /mxgate-policies
     {{- end }}
     {{- with .Values.initContainers }}
     {{- toYaml . | nindent 4 }}
@@ -72,12 +73,12 @@ spec:
         {{- with .Values.state.urlKey }}
         - name: MXGATE__STATE__URL
           valueFrom:
-            secretKeyRef: {name: {{ $.Values.state.existingSecret }}, key: {{ . }}}
+            secretKeyRef: {name: {{ $.Values.state.existingSecret | quote }}, key: {{ . | quote }}}
         {{- end }}
         {{- with .Values.state.passwordKey }}
         - name: REDIS_PASSWORD
           valueFrom:
-            secretKeyRef: {name: {{ $.Values.state.existingSecret }}, key: {{ . }}}
+            secretKeyRef: {name: {{ $.Values.state.existingSecret | quote }}, key: {{ . | quote }}}
         {{- end }}
         {{- end }}
         {{- with .Values.extraEnv }}
@@ -156,7 +157,7 @@ spec:
         name: {{ include "mxgate.fullname" . }}
     - name: spool
       emptyDir:
-        sizeLimit: {{ .Values.spool.sizeLimit }}
+        sizeLimit: {{ .Values.spool.sizeLimit | quote }}
     {{- if eq (include "mxgate.stateKind" .) "sqlite" }}
     - name: state
       {{- if .Values.persistence.enabled }}
@@ -169,16 +170,16 @@ spec:
     {{- if include "mxgate.hasTls" . }}
     - name: tls
       secret:
-        secretName: {{ include "mxgate.tlsSecret" . }}
+        secretName: {{ include "mxgate.tlsSecret" . | quote }}
         defaultMode: 0440
     {{- end }}
     {{- if .Values.admin.existingSecret }}
     - name: admin
       secret:
-        secretName: {{ .Values.admin.existingSecret }}
+        secretName: {{ .Values.admin.existingSecret | quote }}
         defaultMode: 0440
         items:
-          - key: {{ .Values.admin.tokenKey }}
+          - key: {{ .Values.admin.tokenKey | quote }}
             path: token
     {{- end }}
     {{- if $hasFiles }}
@@ -205,6 +206,8 @@ spec:
       labelSelector:
         matchLabels:
           {{- include "mxgate.selectorLabels" $ | nindent 10 }}
+      # the pods that an update replaces do not count
+      matchLabelKeys: [pod-template-hash]
     {{- end }}
   {{- end }}
   {{- with .Values.nodeSelector }}
