@@ -1,7 +1,7 @@
 """Everything that a policy may import. Nothing else of `gateway` but `gateway.testing` is public."""
 
 from gateway.list_file import ListError, ListFile
-from gateway.lookup import BUDGET, Answer, Asked, Found, Lookup, Mx, Question, RRType, ask
+from gateway.lookup import BUDGET, Answer, Asked, Found, Lookup, Mx, Question, RRType, ask, asked_for
 from gateway.mail.author import AuthorError, AuthorFault, author_domain
 from gateway.mail.authres import ReadResult, ReadResults
 from gateway.mail.authres import parse as parse_results
@@ -90,6 +90,7 @@ __all__ = [
     "Verdict",
     "Watch",
     "ask",
+    "asked_for",
     "author_domain",
     "defer",
     "parse_forward_path",

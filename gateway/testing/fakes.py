@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, TypeVar
 
-from gateway.lookup import Lookup, Question
+from gateway.lookup import TRAIL, Lookup, Question
 from gateway.relaying import Content, Delivery, Offer
 from gateway.services import Merge, Services
 from gateway.session import Envelope, Recipient, Session, Transaction
@@ -156,12 +156,23 @@ class FakeDns:
     ) -> T:
         for _ in range(self.turns):
             await asyncio.sleep(0)
-        return self.zone.run(lookup)
+        return self._answered(lookup, tx)
 
     def prefetch(self, lookup: Lookup[object], tx: Transaction, *, own_budget: bool = False) -> None:
         before = len(self.zone.trail)
-        self.zone.run(lookup)
+        self._answered(lookup, tx)
         self.prefetched += [asked.question for asked in self.zone.trail[before:]]
+
+    def _answered(self, lookup: Lookup[T], tx: Transaction | None) -> T:
+        """As the resolver does: what was asked for a transaction is remembered with it, each question once."""
+        before = len(self.zone.trail)
+        result = self.zone.run(lookup)
+        if tx is not None:
+            trail = TRAIL.get(tx) or []
+            TRAIL.put(tx, trail)
+            known = {asked.question for asked in trail}
+            trail += [asked for asked in self.zone.trail[before:] if asked.question not in known]
+        return result
 
 
 @dataclass(frozen=True)

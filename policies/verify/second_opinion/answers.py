@@ -10,8 +10,12 @@ Answers = Callable[[Question], Answer]
 """What DNS said to a question. Raises UnaskedError for one that is not to be answered."""
 
 
+# A record of more octets is none that anybody publishes, and what reads it backtracks
+_MAX_TEXT_BYTES = 4096
+
+
 class UnaskedError(Exception):
-    """The decision has not asked this."""
+    """The decision has not asked this, or what it was told is not to be handed on."""
 
 
 def recorded(trail: Iterable[Asked]) -> Answers:
@@ -25,7 +29,7 @@ def recorded(trail: Iterable[Asked]) -> Answers:
 
     def answer_of(question: Question) -> Answer:
         answer = known.get(_key(question))
-        if answer is None:
+        if answer is None or any(len(text) > _MAX_TEXT_BYTES for text in answer.texts):
             raise UnaskedError(f"{question.name} {question.rrtype}")
         return answer
 
