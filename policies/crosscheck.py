@@ -149,7 +149,9 @@ class Crosscheck(Policy[CrosscheckSettings]):
                     continue
                 note = self.services.log.warning if each.agreement == "disagree" else self.services.log.debug
                 note(
-                    f"crosscheck.{each.agreement}" if each.agreement != "disagree" else "crosscheck.disagreed",
+                    f"crosscheck.{each.agreement}"
+                    if each.agreement != "disagree"
+                    else "crosscheck.disagreed",
                     tx=tx.id,
                     method=each.method,
                     subject=each.subject,

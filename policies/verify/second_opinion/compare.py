@@ -88,7 +88,7 @@ def _compare_spf(ours: AuthResult, checked: spf.Checked, answers: Answers) -> tu
     word = str(ours.result)
     if theirs.word == word:
         return word, word, ""
-    return word, theirs.word, spf.known_difference(checked, word, theirs, answers)
+    return word, theirs.word, spf.known_difference(checked, theirs, answers)
 
 
 def _dkim(tx: Transaction, octets: bytes, answers: Answers) -> Iterator[_Check]:

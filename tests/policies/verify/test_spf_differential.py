@@ -29,7 +29,7 @@ def ours_of(given: World) -> SpfResult:
 def explains(given: World, theirs: Opinion) -> bool:
     """Whether our result is pyspf's, or a rule tells why it is not."""
     ours = ours_of(given).result
-    return ours == theirs.word or bool(known_difference(checked(given), ours, theirs, given.zone.answer))
+    return ours == theirs.word or bool(known_difference(checked(given), theirs, given.zone.answer))
 
 
 def has_their_explanation(given: World, theirs: Opinion) -> bool:
