@@ -17,9 +17,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from gateway.api import Asked, Outcome, Policy, Services, Slot, Transaction, asked_for
+
+if TYPE_CHECKING:
+    from policies.verify.second_opinion.compare import Compared
 
 # Messages that are kept until their reply; with `max_bytes` of 256 KiB that is 4 MiB at the most
 _MAX_KEPT = 16
@@ -91,7 +95,7 @@ class Crosscheck(Policy[CrosscheckSettings]):
     def __init__(self, settings: CrosscheckSettings, services: Services) -> None:
         super().__init__(settings, services)
         # of the extra: only where the policy is planned
-        from policies.verify.second_opinion.compare import Compared, compare, is_costly  # noqa: PLC0415
+        from policies.verify.second_opinion.compare import compare, is_costly  # noqa: PLC0415
 
         self._compare: Callable[[Transaction, bytes, Sequence[Asked]], list[Compared]] = compare
         self._is_costly = is_costly
@@ -145,21 +149,23 @@ class Crosscheck(Policy[CrosscheckSettings]):
             self._running = self._thread.submit(self._compare, tx, octets, asked_for(tx))
             for each in await asyncio.wrap_future(self._running):
                 self._results[each.method, each.agreement].inc()
-                if each.agreement == "agree":
-                    continue
-                note = self.services.log.warning if each.agreement == "disagree" else self.services.log.debug
-                note(
-                    f"crosscheck.{each.agreement}"
-                    if each.agreement != "disagree"
-                    else "crosscheck.disagreed",
-                    tx=tx.id,
-                    method=each.method,
-                    subject=each.subject,
-                    ours=each.ours,
-                    theirs=each.theirs,
-                    reason=each.why,
-                )
+                if each.agreement != "agree":
+                    self._note(tx.id, each)
             self._messages["checked"].inc()
+
+    def _note(self, tx_id: str, compared: Compared) -> None:
+        keys = {
+            "tx": tx_id,
+            "method": compared.method,
+            "subject": compared.subject,
+            "ours": compared.ours,
+            "theirs": compared.theirs,
+            "reason": compared.why,
+        }
+        if compared.agreement == "disagree":
+            self.services.log.warning("crosscheck.disagreed", **keys)
+        else:
+            self.services.log.debug("crosscheck.differed", agreement=compared.agreement, **keys)
 
     def _is_sampled(self, tx_id: str) -> bool:
         """By the id, so that the same share of all messages is taken whoever sends them, and nothing is drawn."""

@@ -173,7 +173,7 @@ async def test_a_known_difference_is_explained_and_no_disagreement() -> None:
     await watched.deliver(b"Subject: Buy this\r\n" + SIGNED)
     assert watched.results("dkim") == {"explained": 1}, watched.services.log.lines
     assert watched.said("crosscheck.disagreed") == []
-    (line,) = watched.said("crosscheck.explained")
+    (line,) = watched.said("crosscheck.differed")
     assert line["reason"].startswith("our ruling")
 
 

@@ -130,7 +130,7 @@ def records_of(theirs: Opinion) -> Iterator[tuple[str, Record]]:
                 continue
 
 
-def void_looks_are_counted_by_question(_: Checked, theirs: Opinion) -> str | None:
+def void_looks_are_counted_by_question(_checked: Checked, theirs: Opinion) -> str | None:
     """RFC 7208 4.6.4 limits the terms for which questions are void.
 
     pyspf counts the questions: those for each host of an mx and each name of the client, whether or not one matches.
@@ -140,7 +140,7 @@ def void_looks_are_counted_by_question(_: Checked, theirs: Opinion) -> str | Non
     return "permerror" if count > 2 else None
 
 
-def hosts_in_trouble_end_the_check(_: Checked, theirs: Opinion) -> str | None:
+def hosts_in_trouble_end_the_check(_checked: Checked, theirs: Opinion) -> str | None:
     """Trouble with one host does not keep another from matching, nor a ptr (RFC 7208 5.5) the terms behind it.
 
     pyspf gives up at once, also for a %{p} that is of no account: it expands all terms first, and exp= without a fail.
@@ -155,13 +155,13 @@ def hosts_in_trouble_end_the_check(_: Checked, theirs: Opinion) -> str | None:
     return "temperror" if last.answer.is_temporary and (is_host or is_name) else None
 
 
-def a_literal_percent_at_the_end_is_an_error(_: Checked, theirs: Opinion) -> str | None:
+def a_literal_percent_at_the_end_is_an_error(_checked: Checked, theirs: Opinion) -> str | None:
     """RFC 7208 7.1: "%%" is a macro-expand, and a domain-spec or a macro-string may end with one."""
     terms = [term for _, record in records_of(theirs) for term in record.text.split()]
     return "permerror" if any(re.search("%%(/[0-9/]*)?$", term) for term in terms) else None
 
 
-def unknown_modifiers_are_taken_once(_: Checked, theirs: Opinion) -> str | None:
+def unknown_modifiers_are_taken_once(_checked: Checked, theirs: Opinion) -> str | None:
     """RFC 7208 6: only redirect= and exp= MUST NOT appear twice."""
     for _, record in records_of(theirs):
         names = [term.partition("=")[0] for term in record.text.split() if re.match(r"[a-z][\w.-]*=", term)]
