@@ -28,7 +28,9 @@ from gateway.store import (
     Put,
     PutIfAbsent,
     Replace,
+    Take,
     added,
+    taken,
 )
 
 # Before the value: when the entry ends. One object less for each entry than a tuple would take.
@@ -90,6 +92,14 @@ class MemoryStore:
                 if is_same:
                     self._set(key, operation.value, now, operation.ttl_s)
                 return is_same
+            case Take():
+                lacks_s = 0.0 if packed is None else _END.unpack_from(packed)[0] - now
+                after_s, wait_s = taken(lacks_s, operation)
+                if wait_s == 0 and after_s > 0:
+                    self._set(key, b"", now, after_s)
+                elif wait_s == 0 and packed is not None:
+                    self._keep(key, _DELETED)
+                return wait_s
             case Delete():
                 if packed is not None:
                     self._keep(key, _DELETED)
