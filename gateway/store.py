@@ -205,7 +205,9 @@ class Keyspace:
         of 720 s. A negative cost gives back what was taken.
         """
         if not _SHORTEST_S <= abs(cost_s) <= capacity_s <= MAX_TTL_S:
-            raise ValueError("a token costs 1 ms or more, and no more than the bucket holds: at most 366 days")
+            raise ValueError(
+                "a token costs 1 ms or more, and no more than the bucket holds: at most 366 days"
+            )
         return Take(self._full(key), cost_s, capacity_s)
 
     def delete(self, key: str) -> Operation[bool]:

@@ -93,19 +93,21 @@ class MemoryStore:
                     self._set(key, operation.value, now, operation.ttl_s)
                 return is_same
             case Take():
-                lacks_s = 0.0 if packed is None else _END.unpack_from(packed)[0] - now
-                after_s, wait_s = taken(lacks_s, operation)
-                if wait_s == 0 and after_s > 0:
-                    self._set(key, b"", now, after_s)
-                elif wait_s == 0 and packed is not None:
-                    self._keep(key, _DELETED)
-                return wait_s
+                return self._take(operation, packed, now)
             case Delete():
                 if packed is not None:
                     self._keep(key, _DELETED)
                 return packed is not None
             case _:
                 assert_never(operation)  # type: ignore[arg-type]  # Operation is no union, but these are all
+
+    def _take(self, take: Take, packed: bytes | None, now: float) -> float:
+        after_s, wait_s = taken(0.0 if packed is None else _END.unpack_from(packed)[0] - now, take)
+        if wait_s == 0 and after_s > 0:
+            self._set(take.key, b"", now, after_s)
+        elif wait_s == 0 and packed is not None:
+            self._keep(take.key, _DELETED)
+        return wait_s
 
     async def scan(self, prefix: str, cursor: str, limit: int) -> Page:
         now = self._monotonic()

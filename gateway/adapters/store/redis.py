@@ -1,7 +1,7 @@
 """The store in Redis, or what speaks its protocol (Valkey): one server, by Sentinel, or a cluster; 7.0 or newer.
 
-Every key gets its time to live in the same command that sets it. Lua is used for `replace`, `add` and `take` only, on one
-key each, sent as it is: a server that was restarted or has taken over knows no scripts.
+Every key gets its time to live in the same command that sets it. Lua is used for `replace`, `add` and `take` only, on
+one key each, sent as it is: a server that was restarted or has taken over knows no scripts.
 
 A server that says READONLY is a replica by now: the connection is given up, so that the next one asks Sentinel, or
 the name server, who the master is.
