@@ -66,9 +66,7 @@ class MemoryStore:
         """The answer to one operation, at once. Raises NotACounterError."""
         now = self._monotonic()
         key = operation.key
-        packed = self._entries.get(key)
-        if packed is not None and _END.unpack_from(packed)[0] <= now:
-            packed = None
+        packed = self._entry(key, now)
         value = None if packed is None else packed[_END.size :]
         match operation:
             case Get():
@@ -100,6 +98,10 @@ class MemoryStore:
                 return packed is not None
             case _:
                 assert_never(operation)  # type: ignore[arg-type]  # Operation is no union, but these are all
+
+    def _entry(self, key: str, now: float) -> bytes | None:
+        packed = self._entries.get(key)
+        return None if packed is None or _END.unpack_from(packed)[0] <= now else packed
 
     def _take(self, take: Take, packed: bytes | None, now: float) -> float:
         after_s, wait_s = taken(0.0 if packed is None else _END.unpack_from(packed)[0] - now, take)
