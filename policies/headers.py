@@ -169,7 +169,7 @@ class Headers(Policy[HeadersSettings]):
         if not octets.isascii() and not (smtputf8 and _is_utf8(octets)):
             yield "eightbit", "it is not ASCII" if _is_utf8(octets) else "it is neither ASCII nor UTF-8"
         if strange := next((each.raw for each in header.fields if not _NAME.match(each.raw)), b""):
-            yield "malformed", f"this is no field: {strange[:80].decode('latin-1')}"
+            yield "malformed", f"this is no field: {strange[:80].strip().decode('latin-1')}"
         host, passes = most_passed(header)
         if passes > self.settings.max_passes:
             yield "loop", f"{passes} Received fields by {host}"

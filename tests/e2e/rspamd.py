@@ -93,6 +93,6 @@ class RspamdServer:
         assert self._process.poll() is None, (self.directory / "out").read_text("utf-8", "replace")
         try:
             with urllib.request.urlopen(f"{self.url}/ping", timeout=5) as response:
-                return response.read().strip() == b"pong"
+                return bool(response.read().strip() == b"pong")
         except OSError:
             return False
