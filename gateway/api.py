@@ -8,7 +8,7 @@ from gateway.mail.authres import parse as parse_results
 from gateway.mail.digest import BodyDigest, BodyDigests, Canonicalization
 from gateway.mail.message import Field, Header, Message
 from gateway.policy import NoSettings, OnError, Outcome, Policy, Watch
-from gateway.services import Clock, Log, Metrics, Resolver, Services, Store
+from gateway.services import Clock, Http, HttpError, HttpResponse, Log, Metrics, Resolver, Services, Store
 from gateway.session import AddressSource, Envelope, Recipient, Session, Slot, Transaction, Trust
 from gateway.smtp.address import AddressError, AddressLiteral, Domain, Mailbox, parse_forward_path
 from gateway.smtp.reply import Reply
@@ -53,6 +53,9 @@ __all__ = [
     "Found",
     "Header",
     "HeaderEdit",
+    "Http",
+    "HttpError",
+    "HttpResponse",
     "Keyspace",
     "ListError",
     "ListFile",

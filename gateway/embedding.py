@@ -24,6 +24,7 @@ from gateway.app import SystemClock, dns_settings, gatekeeper_settings, id_sourc
 from gateway.decision import DecisionRing
 from gateway.gatekeeper import Gatekeeper
 from gateway.mail.body import Spool
+from gateway.open_http import WorkerHttp
 from gateway.open_store import WorkerStore
 from gateway.pipeline import Pipeline
 from gateway.services import Instruments, Services
@@ -52,7 +53,9 @@ async def open_gatekeeper(
         await store.start()
         stack.push_async_callback(store.close)
         services = Services(instruments.clock, instruments.log, instruments.metrics, dns)
-        steps = steps_of(planned, services, dns, store)
+        http = WorkerHttp([each.policy for each in planned], instruments)
+        stack.push_async_callback(http.close)
+        steps = steps_of(planned, services, dns, store, http)
         pipeline = Pipeline(steps, services, reserved=frozenset([config.quarantine.header.lower()]))
         await pipeline.start()
         stack.push_async_callback(pipeline.stop)

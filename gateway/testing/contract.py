@@ -21,8 +21,9 @@ from typing import Any, ClassVar
 
 from gateway.lookup import BUDGET, Answer, Found, Mx, Question, RRType
 from gateway.policy import Policy, has_hook
+from gateway.services import HttpResponse
 from gateway.session import client_address
-from gateway.testing.fakes import FakeClock, FakeDns, FakeServices
+from gateway.testing.fakes import FakeClock, FakeDns, FakeHttp, FakeServices, HttpRequest, nobody_answers
 from gateway.testing.harness import Client, Harness, Played
 from gateway.testing.mail import compose
 from gateway.testing.zone import Zone
@@ -79,6 +80,10 @@ class PolicyContract:
     """An object of the policy's Settings; None: its defaults."""
     zone: ClassVar[Zone | str] = ""
     """DNS in all tests that do not bring their own."""
+
+    def http(self, request: HttpRequest) -> HttpResponse:
+        """What the services say that the policy asks by HTTP: for a policy with `needs_http` to override."""
+        return nobody_answers(request)
 
     def test_declares_name_settings_and_hooks(self) -> None:
         """The declaration is what the engine takes: a name, a frozen dataclass, hooks that are coroutines."""
@@ -237,7 +242,9 @@ class PolicyContract:
     def _harness(self, zone: Zone | None = None, *, turns: int = 0) -> Harness[Any]:
         if zone is None:
             zone = Zone.parse(self.zone) if isinstance(self.zone, str) else Zone(self.zone.nodes)
-        services = FakeServices(clock=_RunningClock(), dns=FakeDns(zone, turns=turns))
+        services = FakeServices(
+            clock=_RunningClock(), dns=FakeDns(zone, turns=turns), http=FakeHttp(self.http, turns=turns)
+        )
         return Harness(self.policy, self.settings, services=services)
 
     def _plays(self, message: bytes | None = None, *, zone: Zone | None = None, **given: Any) -> list[Played]:

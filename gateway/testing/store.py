@@ -17,7 +17,9 @@ from gateway.store import (
     PutIfAbsent,
     Replace,
     StoreError,
+    Take,
     added,
+    taken,
 )
 
 
@@ -73,6 +75,12 @@ class FakeStore:
                 begins = value is None or operation.renew
                 self._entries[key] = (digits, now + operation.ttl_s if begins else self._entries[key][1])
                 return count
+            case Take():
+                end = now if value is None else self._entries[key][1]
+                after_s, wait_s = taken(end - now, operation)
+                if wait_s == 0:
+                    self._entries[key] = (b"", now + after_s)
+                return wait_s
             case Delete():
                 self._entries.pop(key, None)
                 return value is not None
