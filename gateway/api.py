@@ -7,10 +7,44 @@ from gateway.mail.authres import ReadResult, ReadResults
 from gateway.mail.authres import parse as parse_results
 from gateway.mail.digest import BodyDigest, BodyDigests, Canonicalization
 from gateway.mail.message import Field, Header, Message
-from gateway.policy import NoSettings, OnError, Outcome, Policy, Watch
-from gateway.services import Clock, Http, HttpError, HttpResponse, Log, Metrics, Resolver, Services, Store
-from gateway.session import AddressSource, Envelope, Recipient, Session, Slot, Transaction, Trust
-from gateway.smtp.address import AddressError, AddressLiteral, Domain, Mailbox, parse_forward_path
+from gateway.policy import Mode, NoSettings, OnError, Outcome, Policy, Watch
+from gateway.services import (
+    Clock,
+    Counter,
+    Counters,
+    Gauge,
+    Gauges,
+    Histogram,
+    Histograms,
+    Http,
+    HttpError,
+    HttpResponse,
+    Log,
+    Merge,
+    Metrics,
+    Resolver,
+    Services,
+    Store,
+)
+from gateway.session import (
+    AddressSource,
+    BodyType,
+    Envelope,
+    Recipient,
+    Session,
+    Slot,
+    TlsInfo,
+    Transaction,
+    Trust,
+)
+from gateway.smtp.address import (
+    AddressError,
+    AddressFault,
+    AddressLiteral,
+    Domain,
+    Mailbox,
+    parse_forward_path,
+)
 from gateway.smtp.reply import Reply
 from gateway.store import Entry, Keyspace, NotACounterError, Operation, Page, StoreDownError, StoreError
 from gateway.verdict import (
@@ -34,6 +68,7 @@ __all__ = [
     "Action",
     "AddField",
     "AddressError",
+    "AddressFault",
     "AddressLiteral",
     "AddressSource",
     "Answer",
@@ -43,16 +78,23 @@ __all__ = [
     "AuthorFault",
     "BodyDigest",
     "BodyDigests",
+    "BodyType",
     "Canonicalization",
     "Clock",
+    "Counter",
+    "Counters",
     "Domain",
     "Entry",
     "Envelope",
     "Evidence",
     "Field",
     "Found",
+    "Gauge",
+    "Gauges",
     "Header",
     "HeaderEdit",
+    "Histogram",
+    "Histograms",
     "Http",
     "HttpError",
     "HttpResponse",
@@ -62,8 +104,10 @@ __all__ = [
     "Log",
     "Lookup",
     "Mailbox",
+    "Merge",
     "Message",
     "Metrics",
+    "Mode",
     "Mx",
     "NoSettings",
     "NotACounterError",
@@ -88,6 +132,7 @@ __all__ = [
     "Store",
     "StoreDownError",
     "StoreError",
+    "TlsInfo",
     "Transaction",
     "Trust",
     "Verdict",

@@ -412,6 +412,15 @@ def plugin_list(given: Given, as_json: bool) -> int:  # noqa: FBT001 - click pas
     return 1 if any(each["error"] for each in found) else 0
 
 
+@plugin.command("api")
+def plugin_api() -> int:
+    """Print every public name, its signature and what it means, as Markdown."""
+    from gateway.authoring.reference import reference  # noqa: PLC0415 - serve must not pay for it
+
+    click.echo(reference(), nl=False)
+    return 0
+
+
 @plugin.command("test")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.option("--settings", type=_FILE, help="A TOML file with the settings to try it with.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,10 +25,14 @@ from gateway.store import (
 
 
 class FakeStore:
-    """Unbounded, on a clock that the test owns. Set `error` to have it fail; `asked` are the operations so far."""
+    """Unbounded, on a clock that the test owns. Set `error` to have it fail; `asked` are the operations so far.
 
-    def __init__(self, clock: Clock) -> None:
+    Each call suspends for so many `turns` of the loop: with 0 it answers at once, as memory does.
+    """
+
+    def __init__(self, clock: Clock, *, turns: int = 0) -> None:
         self._clock = clock
+        self.turns = turns
         self._entries: dict[str, tuple[bytes, float]] = {}  # value, when it ends
         self.error: StoreError | None = None
         self.asked: list[Operation[Any]] = []
@@ -40,6 +45,8 @@ class FakeStore:
 
     async def run(self, operations: Sequence[Operation[Any]]) -> Sequence[Any]:
         self.asked += operations
+        for _ in range(self.turns):
+            await asyncio.sleep(0)
         if self.error is not None:
             raise self.error
         return [self._answer(each) for each in operations]
