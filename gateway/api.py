@@ -1,16 +1,50 @@
 """Everything that a policy may import. Nothing else of `gateway` but `gateway.testing` is public."""
 
 from gateway.list_file import ListError, ListFile
-from gateway.lookup import BUDGET, Answer, Asked, Found, Lookup, Mx, Question, RRType, ask
+from gateway.lookup import BUDGET, Answer, Asked, Found, Lookup, Mx, Question, RRType, ask, asked_for
 from gateway.mail.author import AuthorError, AuthorFault, author_domain
 from gateway.mail.authres import ReadResult, ReadResults
 from gateway.mail.authres import parse as parse_results
 from gateway.mail.digest import BodyDigest, BodyDigests, Canonicalization
 from gateway.mail.message import Field, Header, Message
-from gateway.policy import NoSettings, OnError, Outcome, Policy, Watch
-from gateway.services import Clock, Log, Metrics, Resolver, Services, Store
-from gateway.session import AddressSource, Envelope, Recipient, Session, Slot, Transaction, Trust
-from gateway.smtp.address import AddressError, AddressLiteral, Domain, Mailbox, parse_forward_path
+from gateway.policy import Mode, NoSettings, OnError, Outcome, Policy, Watch
+from gateway.services import (
+    Clock,
+    Counter,
+    Counters,
+    Gauge,
+    Gauges,
+    Histogram,
+    Histograms,
+    Http,
+    HttpError,
+    HttpResponse,
+    Log,
+    Merge,
+    Metrics,
+    Resolver,
+    Services,
+    Store,
+)
+from gateway.session import (
+    AddressSource,
+    BodyType,
+    Envelope,
+    Recipient,
+    Session,
+    Slot,
+    TlsInfo,
+    Transaction,
+    Trust,
+)
+from gateway.smtp.address import (
+    AddressError,
+    AddressFault,
+    AddressLiteral,
+    Domain,
+    Mailbox,
+    parse_forward_path,
+)
 from gateway.smtp.reply import Reply
 from gateway.store import Entry, Keyspace, NotACounterError, Operation, Page, StoreDownError, StoreError
 from gateway.verdict import (
@@ -34,6 +68,7 @@ __all__ = [
     "Action",
     "AddField",
     "AddressError",
+    "AddressFault",
     "AddressLiteral",
     "AddressSource",
     "Answer",
@@ -43,24 +78,36 @@ __all__ = [
     "AuthorFault",
     "BodyDigest",
     "BodyDigests",
+    "BodyType",
     "Canonicalization",
     "Clock",
+    "Counter",
+    "Counters",
     "Domain",
     "Entry",
     "Envelope",
     "Evidence",
     "Field",
     "Found",
+    "Gauge",
+    "Gauges",
     "Header",
     "HeaderEdit",
+    "Histogram",
+    "Histograms",
+    "Http",
+    "HttpError",
+    "HttpResponse",
     "Keyspace",
     "ListError",
     "ListFile",
     "Log",
     "Lookup",
     "Mailbox",
+    "Merge",
     "Message",
     "Metrics",
+    "Mode",
     "Mx",
     "NoSettings",
     "NotACounterError",
@@ -85,11 +132,13 @@ __all__ = [
     "Store",
     "StoreDownError",
     "StoreError",
+    "TlsInfo",
     "Transaction",
     "Trust",
     "Verdict",
     "Watch",
     "ask",
+    "asked_for",
     "author_domain",
     "defer",
     "parse_forward_path",

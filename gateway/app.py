@@ -56,6 +56,7 @@ from gateway.decision import DecisionRing, DecisionsAnswer, FilterError
 from gateway.errors import GatewayError
 from gateway.gatekeeper import Gatekeeper, GatekeeperSettings
 from gateway.mail.body import Spool, SpoolError
+from gateway.open_http import WorkerHttp
 from gateway.open_store import WorkerStore
 from gateway.own_names import under_name
 from gateway.pipeline import Pipeline, least_times
@@ -74,8 +75,9 @@ EXIT_FAILURE = 1
 EXIT_CONFIG = 78
 
 _PUSH_S = 1.0
-# What a policy may wait for DNS of the time that it has: the rest is for what it makes of the answers.
+# What a policy may wait for DNS, or for a service, of the time that it has: the rest is for what it makes of answers.
 _DNS_SHARE = 0.85
+_HTTP_SHARE = 0.95
 _GC_THRESHOLD = 10_000
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -158,6 +160,7 @@ class Worker:
         self._instruments = Instruments(SystemClock(), log, metrics)
         self._planned = planned
         self._store = WorkerStore(config.state, [each.policy for each in planned], self._instruments)
+        self._http = WorkerHttp([each.policy for each in planned], self._instruments)
         self._stop = asyncio.Event()
         self._parent_died = False
         self._patience_s = 0.0
@@ -247,6 +250,7 @@ class Worker:
         await listener.drain(timeout_s, self._patience_s)
         await relay.close()
         await pipeline.stop()
+        await self._http.close()
         await self._store.close()
         await dns.close()
         self._lag.stop()
@@ -281,7 +285,7 @@ class Worker:
         return spool
 
     def _pipeline(self, services: Services, dns: Dns) -> Pipeline:
-        steps = steps_of(self._planned, services, dns, self._store)
+        steps = steps_of(self._planned, services, dns, self._store, self._http)
         reserved = frozenset([self._config.quarantine.header.lower()])
         try:
             return Pipeline(steps, services, reserved=reserved)
@@ -435,17 +439,19 @@ def steps_of(
     services: Services,
     dns: ResolverForPolicies,
     store: WorkerStore,
+    http: WorkerHttp,
 ) -> list[Step]:
-    """The policies, made, each with its own resolver, log, metrics and part of the store. Raises StartError."""
+    """The policies, made, each with its own resolver, log, metrics, HTTP and part of the store. Raises StartError."""
     steps = []
     times = least_times(planned)
     for each in planned:
-        limit_s = _DNS_SHARE * min(each.timeout_s, times[each.name])
+        limit_s = min(each.timeout_s, times[each.name])
         try:
             own = replace(
                 under_name(services, each.name),
-                dns=dns.for_policy(each.name, limit_s),
+                dns=dns.for_policy(each.name, _DNS_SHARE * limit_s),
                 store=store.for_policy(each.policy),
+                http=http.for_policy(each.policy, _HTTP_SHARE * limit_s),
             )
             steps.append(each.step(own))
         except Exception as exc:

@@ -33,13 +33,14 @@ from gateway.config import (
     print_problems,
 )
 from gateway.errors import GatewayError
-from gateway.plugins import DEFAULT_PLAN, PlannedPolicy, PluginError, installed
+from gateway.plugins import DEFAULT_PLAN, PlannedPolicy, PluginError, configurable, installed
 from gateway.plugins import plan as make_plan
 from gateway.smtp.address import AddressError, Domain
 
 if TYPE_CHECKING:
     from gateway.explain.ask import Check
     from gateway.open_store import CommandStore
+    from gateway.policy import Policy
 
 EX_USAGE = 64
 EX_CONFIG = 78
@@ -335,20 +336,28 @@ def show(given: Given, with_origin: bool, as_json: bool) -> int:  # noqa: FBT001
 
 @config.command()
 def schema() -> int:
-    """Print the JSON schema of the configuration file."""
+    """Print the JSON schema of the configuration file, with the settings of every installed policy."""
     from gateway.config import render  # noqa: PLC0415 - serve must not pay for it
 
-    click.echo(json.dumps(render.json_schema(), indent=2))
+    click.echo(json.dumps(render.json_schema(_configurable()), indent=2))
     return 0
 
 
 @config.command()
 def docs() -> int:
-    """Print the reference of all keys as Markdown."""
+    """Print the reference of all keys as Markdown, with the settings of every installed policy."""
     from gateway.config import render  # noqa: PLC0415 - serve must not pay for it
 
-    click.echo(render.docs_markdown(), nl=False)
+    click.echo(render.docs_markdown(_configurable()), nl=False)
     return 0
+
+
+def _configurable() -> dict[str, type[Policy[Any]]]:
+    """The installed policies; of those that cannot be loaded, why."""
+    policies, errors = configurable()
+    for error in errors:
+        click.echo(f"left out: {error}", err=True)
+    return policies
 
 
 @cli.command()
@@ -402,6 +411,15 @@ def plugin_list(given: Given, as_json: bool) -> int:  # noqa: FBT001 - click pas
     else:
         _echo_lines(listing_lines(found))
     return 1 if any(each["error"] for each in found) else 0
+
+
+@plugin.command("api")
+def plugin_api() -> int:
+    """Print every public name, its signature and what it means, as Markdown."""
+    from gateway.authoring.reference import reference  # noqa: PLC0415 - serve must not pay for it
+
+    click.echo(reference(), nl=False)
+    return 0
 
 
 @plugin.command("test")

@@ -19,7 +19,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple, TypeVar
 
-from gateway.session import Slot
+from gateway.session import Slot, Transaction
 
 T = TypeVar("T")
 
@@ -124,3 +124,8 @@ class Asked(NamedTuple):
 
 TRAIL = Slot[list[Asked]]("dns_trail")
 """Each question of a transaction once, in the order of the answers. The resolver writes it, before the first nobody."""
+
+
+def asked_for(tx: Transaction) -> tuple[Asked, ...]:
+    """What was asked of DNS for this transaction so far, by all policies together; its whole trail in `on_outcome`."""
+    return tuple(TRAIL.get(tx) or ())

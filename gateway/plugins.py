@@ -128,6 +128,27 @@ def installed() -> dict[str, PolicySource]:
     return sources
 
 
+def configurable() -> tuple[dict[str, type[Policy[Any]]], list[PluginError]]:
+    """The installed policies that have settings of their own, by name, and why others of them cannot be used.
+
+    Imports all of them: for the reference of all keys and the schema.
+    """
+    classes: dict[str, type[Policy[Any]]] = {}
+    errors: list[PluginError] = []
+    try:
+        sources = installed()
+    except PluginError as exc:
+        return {}, [exc]
+    for name, source in sorted(sources.items()):
+        if name == RELAY_GUARD:
+            continue  # it is configured in [relay]
+        try:
+            classes[name] = _load(source)
+        except PluginError as exc:
+            errors.append(exc)
+    return classes, errors
+
+
 def load(names: Iterable[str]) -> dict[str, type[Policy[Any]]]:
     """Import the classes of installed policies. Raises PluginError for the first that cannot be used."""
     sources = installed()

@@ -93,6 +93,11 @@ class Policy(Generic[S]):
     """Default for the operator's key of this name: seconds for one hook."""
     needs_store: ClassVar[bool] = False
     """Whether it uses `services.store`; a store is opened only where a policy of the plan does."""
+    needs_http: ClassVar[bool] = False
+    """Whether it uses `services.http`; the client is loaded only where a policy of the plan does."""
+    calls_out: ClassVar[bool] = False
+    """Whether it asks a service by connections of its own. Such a policy, and one with `needs_http`, is not asked again
+    where mail is judged from a record or with a zone for the world (`mxgate explain`)."""
 
     def __init__(self, settings: S, services: Services) -> None:
         self.settings = settings

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from gateway.errors import GatewayError
 from gateway.store import Keyspace, NoStore
 
 if TYPE_CHECKING:
@@ -133,6 +134,58 @@ class Store(Protocol):
         """A page of the entries whose keys begin with `prefix`, as Keyspace.scan promises it. Raises StoreError."""
 
 
+class HttpError(GatewayError):
+    """A service gave no answer that could be used; the engine's `on_error` decides where a policy lets it pass.
+
+    `reason` is one word of a closed set: connect, tls, timeout, closed, too_large, protocol.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
+    """What a service answered, whatever its status. `headers` have lower-case names, of several the last one."""
+
+    status: int
+    content: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Http(Protocol):
+    """HTTP/1.1 for callouts to services of the operator's own: bounded in time and size, never by way of a proxy."""
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        content: bytes | Callable[[], Iterable[bytes]] = b"",
+        headers: Sequence[tuple[str, str]] = (),
+        socket: str = "",
+        timeout_s: float | None = None,
+        max_bytes: int = 65_536,
+    ) -> HttpResponse:
+        """One request and its answer, of any status; a redirect is one, and is not followed.
+
+        `content` that is large is given as a function (`tx.message.blocks`): it is sent block by block, and asked for
+        again where a connection that was kept turns out to be dead; in chunks, unless `headers` has a Content-Length.
+        `socket` is the path of a Unix socket that is
+        connected to instead of the URL's host. All of it takes at most `timeout_s` seconds, and never more than leaves
+        the policy time to judge. Certificates are verified (https). Raises HttpError, also for an answer of more than
+        `max_bytes`, and ValueError for a header or URL that cannot be sent.
+        """
+
+
+class NoHttp:
+    """What a policy has that did not declare `needs_http`."""
+
+    async def request(self, method: str, url: str, **_: object) -> HttpResponse:
+        raise RuntimeError("a policy that uses services.http declares needs_http = True")
+
+
 @dataclass(frozen=True, slots=True)
 class Instruments:
     """What every part of the gateway works with."""
@@ -148,3 +201,4 @@ class Services(Instruments):
 
     dns: Resolver
     store: Keyspace = field(default_factory=lambda: Keyspace(NoStore(), ""))
+    http: Http = field(default_factory=NoHttp)

@@ -36,6 +36,7 @@ C = TypeVar("C")
 MAX_KEY_BYTES = 512
 MAX_VALUE_BYTES = 4096
 MAX_TTL_S = 366 * 86_400.0
+_SHORTEST_S = 0.001
 _MAX_COUNT = 2**63 - 1  # Redis and SQLite count in signed 64 bits
 
 
@@ -109,8 +110,28 @@ class Add(Operation[int]):
 
 
 @dataclass(frozen=True, slots=True)
+class Take(Operation[float]):
+    """Take `cost_s` from a bucket that holds `capacity_s` and fills by one second a second; the wait, 0 when taken.
+
+    A bucket that is full has no entry: how long an entry stays is what its bucket lacks, so it ends when that is full.
+    With a negative cost something is given back, and the answer is 0.
+    """
+
+    cost_s: float
+    capacity_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Delete(Operation[bool]):
     """Remove the entry; whether there was one. Of several at once one is told so."""
+
+
+def taken(lacks_s: float, take: Take) -> tuple[float, float]:
+    """What a bucket lacks after a `take`, and how long it had to wait: then nothing was taken."""
+    # to the millisecond, as entries end
+    after_s = round(lacks_s + take.cost_s, 3)
+    wait_s = round(after_s - take.capacity_s, 3)
+    return (lacks_s, wait_s) if take.cost_s > 0 and wait_s > 0 else (max(0.0, after_s), 0.0)
 
 
 class Entry(NamedTuple):
@@ -177,6 +198,18 @@ class Keyspace:
         """
         return Add(self._full(key), amount, _bounded(ttl_s), renew)
 
+    def take(self, key: str, cost_s: float, *, capacity_s: float) -> Operation[float]:
+        """Take from a token bucket; 0.0 when it had that much, else nothing is taken, and how many seconds to wait.
+
+        A bucket fills by one second a second: of 100 tokens an hour each costs 36 s, and a burst of 20 is a capacity
+        of 720 s. A negative cost gives back what was taken.
+        """
+        if not _SHORTEST_S <= abs(cost_s) <= capacity_s <= MAX_TTL_S:
+            raise ValueError(
+                "a token costs 1 ms or more, and no more than the bucket holds: at most 366 days"
+            )
+        return Take(self._full(key), cost_s, capacity_s)
+
     def delete(self, key: str) -> Operation[bool]:
         """Remove the entry; whether there was one. Of several who ask at once one is told so."""
         return Delete(self._full(key))
@@ -221,7 +254,7 @@ def _checked(value: bytes) -> bytes:
 
 
 def _bounded(ttl_s: float) -> float:
-    if not 0.001 <= ttl_s <= MAX_TTL_S:
+    if not _SHORTEST_S <= ttl_s <= MAX_TTL_S:
         raise ValueError("an entry stays for 1 ms to 366 days")
     return ttl_s
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from gateway.smtp.content import Unstuffer
+
 if TYPE_CHECKING:
     from gateway.mail.digest import BodyDigests
     from gateway.policy import Watch
@@ -43,8 +45,8 @@ class Watching:
         self._watches: dict[Hashable, Watch] = {}
         self._left_s: dict[Hashable, float] = {}
         self._digests: BodyDigests | None = None
-        # what came before the next block, in wire form; the body begins at the start of a line
-        self._before = b"\r\n" if is_stuffed else None
+        # the body begins at the start of a line
+        self._unstuffer = Unstuffer() if is_stuffed else None
 
     def add(self, key: Hashable, limit_s: float, make: Callable[[], Watch | None]) -> None:
         """Ask one policy; its watch may keep the loop busy for `limit_s` seconds in all."""
@@ -68,8 +70,8 @@ class Watching:
 
     def feed(self, block: bytes) -> None:
         """The next block of the body, as it came on the wire."""
-        if self._before is not None:
-            block = self._unstuffed(self._before, block)
+        if self._unstuffer is not None:
+            block = self._unstuffer.feed(block)
         if not block:
             return
         if self._digests is not None:
@@ -83,18 +85,6 @@ class Watching:
             self._hash(self._digests.end)
         for key, watch in tuple(self._watches.items()):
             self._call(key, watch.end)
-
-    def _unstuffed(self, before: bytes, block: bytes) -> bytes:
-        """A block as the sender meant it; nothing is copied where there is nothing to undo."""
-        last = block[-2:]
-        self._before = last if len(last) == 2 else (before + last)[-2:]
-        # RFC 5321 4.5.2: the dot behind a line end goes, also where the line end came before
-        if before == b"\r\n" and block.startswith(b"."):
-            block = block[1:]
-        elif before.endswith(b"\r") and block.startswith(b"\n."):
-            block = b"\n" + block[2:]
-        # one octet is looked for much faster than three: attachments in base64 have no dot at all
-        return block.replace(b"\r\n.", b"\r\n") if b"." in block else block
 
     def _hash(self, function: Callable[..., None], *args: bytes) -> None:
         try:

@@ -3,7 +3,8 @@
 values.yaml is the one place where a value of the chart is described: a comment that begins with `# --` stands above
 its key, and its default gives its type. A table with such comments inside takes the keys that it has and no others; one
 without is passed on to Kubernetes as it is. What a default cannot say stands in `_MORE` here. The value `config`
-is what `mxgate config schema` prints, unchanged. `./dev chart` runs this; a test compares.
+is what `mxgate config schema` prints, unchanged: the settings of the built-in policies too. `./dev chart` runs this; a
+test compares.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import yaml
 
 from gateway import __version__
 from gateway.config.render import json_schema
+from gateway.plugins import configurable
 
 CHART = Path(__file__).parent / "mxgate"
 _CONFIG = "config"
@@ -135,7 +137,9 @@ def descriptions(text: str) -> Iterator[tuple[Key, str]]:
 
 def values_schema(values: Mapping[str, Any], said: Mapping[Key, str]) -> dict[str, Any]:
     """The JSON schema of the chart's values."""
-    gateway = json_schema()
+    policies, errors = configurable()
+    assert not errors, errors
+    gateway = json_schema(policies)
     definitions = gateway.pop("$defs")
     dialect = gateway.pop("$schema")
     schema = _schema(values, (), said)

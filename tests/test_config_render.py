@@ -5,17 +5,22 @@ import re
 import tomllib
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # its stubs are a package more
 
 from gateway.config import Config, load, values
 from gateway.config.errors import is_secret, redact
 from gateway.config.render import docs_markdown, json_schema, show, toml_value
 from gateway.errors import GatewayError
+from gateway.plugins import configurable
+from gateway.policy import OnError, Policy
+from gateway.session import Trust
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "mxgate.example.toml"
@@ -27,11 +32,11 @@ def shown(config: Config) -> dict[str, object]:
 
 def test_the_reference_is_up_to_date() -> None:
     """If this fails: ./.venv/bin/mxgate config docs > docs/configure.md."""
-    assert (ROOT / "docs/configure.md").read_text() == docs_markdown()
+    assert (ROOT / "docs/configure.md").read_text() == docs_markdown(configurable()[0])
 
 
 def test_the_reference_has_every_key_with_its_meaning() -> None:
-    text = docs_markdown()
+    text = docs_markdown(configurable()[0])
     for line in text.splitlines():
         if line.startswith("| `"):
             assert not line.endswith("|  |"), line
@@ -39,7 +44,7 @@ def test_the_reference_has_every_key_with_its_meaning() -> None:
 
 
 def test_the_schema_refuses_unknown_keys_and_writes_defaults_as_operators_do() -> None:
-    schema = json_schema()
+    schema = json_schema(configurable()[0])
     assert schema["additionalProperties"] is False
     definitions = schema["$defs"]
     assert all(each["additionalProperties"] is False for each in definitions.values() if "properties" in each)
@@ -167,3 +172,96 @@ def test_the_schema_takes_what_the_gateway_takes(
     assert [text for text in taken if not re.search(pattern, text)] == []
     assert re.search(pattern, "${NAME}")
     assert not re.search(pattern, "https://example.org")
+
+
+# --- the settings of policies ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inner:
+    zone: str = field(metadata={"doc": "where | it is"})
+    weight: float = field(default=1.5, metadata={"doc": "how much"})
+
+
+@dataclass(frozen=True)
+class TheirSettings:
+    name_s: float = field(default=2e6, metadata={"doc": "how long"})
+    many: tuple[Inner, ...] = field(default=(), metadata={"doc": "several"})
+    one: Inner = field(default=Inner("x"), metadata={"doc": "one alone"})
+    file: Path | None = field(default=None, metadata={"doc": "a file"})
+    words: tuple[str, ...] = field(default=("a",), metadata={"doc": "words"})
+    on_error: OnError = field(default=OnError.DEFER, metadata={"doc": "what follows"})
+    is_on: bool = field(default=False, metadata={"doc": "whether"})
+
+
+class Theirs(Policy[TheirSettings]):
+    """Does this. And that."""
+
+    name = "theirs"
+    Settings = TheirSettings
+    timeout_s = 3.5
+    exempt = (Trust.TRUSTED,)
+
+
+def test_settings_of_any_policy_are_in_the_reference() -> None:
+    text = docs_markdown({"theirs": Theirs})
+    section = text[text.index("## `[policy.theirs.settings]`") :]
+    for line in (
+        (
+            "Does this. And that. Unless `[policy.theirs]` says otherwise: `timeout_s = 3.5`, "
+            '`on_error = "continue"`, `exempt = ["trusted"]`.'
+        ),
+        "| `name_s` | `2000000` | seconds | how long |",
+        "| `many` | `[]` |  | several |",
+        '| `file` | `""` |  | a file |',
+        '| `words` | `["a"]` |  | words |',
+        '| `on_error` | `"defer"` | `continue`, `defer` | what follows |',
+        "| `is_on` | `false` | `true`, `false` | whether |",
+        "### `[[policy.theirs.settings.many]]`",
+        "### `[policy.theirs.settings.one]`",
+        "| `zone` | required |  | where \\| it is |",
+        "| `weight` | `1.5` |  | how much |",
+    ):
+        assert line in section.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("section", "wrong"),
+    [
+        ({"settings": {"name_s": 5, "many": [{"zone": "a"}], "file": "/x", "on_error": "defer"}}, ""),
+        ({"domains": {"example.org": {"settings": {"is_on": True}}}}, ""),
+        ({"settings": {"nam_s": 5}}, "nam_s"),
+        ({"settings": {"name_s": "long"}}, "long"),
+        ({"settings": {"many": [{"weight": 1}]}}, "zone"),
+        ({"settings": {"one": {"zone": "a", "colour": 1}}}, "colour"),
+        ({"settings": {"on_error": "reject"}}, "reject"),
+        ({"domains": {"example.org": {"settings": {"is_off": True}}}}, "is_off"),
+        ({"mode": "on"}, "on"),
+    ],
+)
+def test_settings_of_any_policy_are_in_the_schema(section: dict[str, Any], wrong: str) -> None:
+    schema = json_schema({"theirs": Theirs})
+    config = {"relay": {"routes": [{"downstream": ["a:25"]}]}, "policy": {"theirs": section}}
+    errors = [error.message for error in Draft202012Validator(schema).iter_errors(config)]
+    assert bool(errors) is bool(wrong)
+    assert wrong in " ".join(errors)
+    described = schema["properties"]["policy"]["properties"]["theirs"]["properties"]["settings"]
+    assert described["properties"]["name_s"]["description"] == "how long"
+
+
+def test_the_example_is_right_by_the_schema_with_all_settings() -> None:
+    schema = json_schema(configurable()[0])
+    config = tomllib.loads(EXAMPLE.read_text())
+    assert [error.message for error in Draft202012Validator(schema).iter_errors(config)] == []
+    for name, policy in configurable()[0].items():
+        assert name in schema["properties"]["policy"]["properties"], policy
+
+
+def test_settings_that_json_cannot_tell_are_left_out_of_the_schema() -> None:
+    @dataclass(frozen=True)
+    class Odd:
+        call: Callable[[], int] = field(default=int, metadata={"doc": "called"})
+
+    odd: Any = type("OddPolicy", (Policy,), {"name": "odd", "Settings": Odd})
+    assert "odd" not in json_schema({"odd": odd})["properties"]["policy"]["properties"]
+    assert "| `call` |" in docs_markdown({"odd": odd})

@@ -6,6 +6,7 @@ import pytest
 
 from gateway.app import steps_of
 from gateway.config.model import State
+from gateway.open_http import WorkerHttp
 from gateway.open_store import WorkerStore
 from gateway.own_names import under_name
 from gateway.plugins import PlannedPolicy
@@ -56,6 +57,7 @@ def test_the_worker_gives_each_policy_its_own() -> None:
         services,
         Resolvers(),  # type: ignore[arg-type]  # it is a Resolver all the same
         WorkerStore(State(url="memory:"), [Counts], services),
+        WorkerHttp([Counts], services),
     )
     step.policy.services.metrics.counters("mail_total", "Mail").labels().inc()
     assert services.metrics["mxgate_counts_mail_total"] == 1

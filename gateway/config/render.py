@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, get_args
 
 from pydantic.fields import FieldInfo
@@ -16,6 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from gateway.config.errors import HIDDEN, KeyPath, Origin, dotted, is_secret, quoted, redact
 from gateway.config.model import Config, DomainOverride, PolicySection, Route, Section
+from gateway.config.settings import Policies, add_settings, settings_tables
 from gateway.config.values import HostPort
 
 _UNITS = {"_s": "seconds", "_bytes": "bytes"}
@@ -56,14 +58,14 @@ class _Schema(GenerateJsonSchema):
                 return super().encode_default(dft)
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of the file."""
-    schema = Config.model_json_schema(schema_generator=_Schema)
+def json_schema(policies: Policies = MappingProxyType({})) -> dict[str, Any]:
+    """The JSON schema of the file, with the settings of these policies."""
+    schema = add_settings(Config.model_json_schema(schema_generator=_Schema), policies, _Schema)
     return {"$schema": _Schema.schema_dialect, **schema}
 
 
-def docs_markdown() -> str:
-    """The reference of all keys."""
+def docs_markdown(policies: Policies = MappingProxyType({})) -> str:
+    """The reference of all keys, with the settings of these policies."""
     parts = [_INTRODUCTION]
     for name, field in Config.model_fields.items():
         if name != "policy":
@@ -72,6 +74,7 @@ def docs_markdown() -> str:
     parts += _tables(
         '[policy.NAME.domains."example.org"]', 'policy.NAME.domains."example.org"', DomainOverride
     )
+    parts += settings_tables(policies)
     return "\n".join(parts)
 
 

@@ -16,7 +16,7 @@ from gateway.explain.ask import read_zone, resolver
 from gateway.explain.given import case_of, domains_of
 from gateway.explain.lines import explained_lines
 from gateway.explain.mail_file import MailFile
-from gateway.explain.remembered import observed
+from gateway.explain.remembered import observed, offline
 from gateway.explain.replay import replay
 from gateway.explain.run import Explained, ExplainError, explain, world_of
 from gateway.plugins import plan
@@ -59,6 +59,8 @@ def explain_message(
     content = MailFile(file, max_bytes=server.max_message_bytes, max_line_bytes=server.max_line_bytes)
     case = replace(case, content=content)
     planned = observed(plan(config))
+    if known is not None:
+        planned = offline(planned)
 
     async def play() -> Explained:
         async with resolver(config, known) as dns:

@@ -20,7 +20,7 @@ from gateway.config import Config
 from gateway.decision import RecordError, read_record
 from gateway.decision.text import printable
 from gateway.explain.ask import read_zone, resolver
-from gateway.explain.remembered import observed
+from gateway.explain.remembered import observed, offline
 from gateway.explain.replay import replay
 from gateway.explain.run import Dns, Explained, ExplainError, explain, world_of
 from gateway.explain.stand_ins import StandingClock
@@ -71,7 +71,7 @@ def replay_all(
 ) -> int:
     """Replay everything in `path`, and `tell` each outcome; how many differed. Raises ExplainError and ConfigError."""
     known = None if zone is None else read_zone(zone)
-    plans = [(config, plan(config)) for config in configs]
+    plans = [(config, plan(config) if known is None else offline(plan(config))) for config in configs]
 
     async def play() -> int:
         different = 0

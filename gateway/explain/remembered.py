@@ -1,7 +1,8 @@
-"""What policies that remember say in an explained session, where nothing is remembered.
+"""What policies that remember, or ask a service, say in an explained session, where nothing is remembered.
 
-Of a message in a file they are observed: to each of them its sender is a stranger, and what it would do is told, so
-that the others are heard too. Of a record they say again what they said: what they knew then is not in it.
+Of a message in a file those that remember are observed: to each of them its sender is a stranger, and what it would do
+is told, so that the others are heard too. Those that ask a service ask it, but where a zone is all that there is.
+Of a record both say again what they said: what they knew then, and the whole message, are not in it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,18 @@ def observed(planned: Sequence[PlannedPolicy]) -> list[PlannedPolicy]:
 
 
 def said_again(planned: Sequence[PlannedPolicy], recorded: Recorded) -> list[PlannedPolicy]:
-    """The plan with stand-ins for those that remember, which say what the record has of them."""
-    return [_stand_in(each, recorded) if each.policy.needs_store else each for each in planned]
+    """The plan with stand-ins for those that remember or ask a service, which say what the record has of them."""
+    said = _objects(recorded.said.get("verdicts"))
+    return [_stand_in(each, said) if each.policy.needs_store or _asks(each) else each for each in planned]
+
+
+def offline(planned: Sequence[PlannedPolicy]) -> list[PlannedPolicy]:
+    """The plan in which those that ask a service say nothing."""
+    return [_stand_in(each, ()) if _asks(each) else each for each in planned]
+
+
+def _asks(planned: PlannedPolicy) -> bool:
+    return planned.policy.needs_http or planned.policy.calls_out
 
 
 def _observed(planned: PlannedPolicy) -> PlannedPolicy:
@@ -37,8 +48,8 @@ def _not_enforced(mode: Mode) -> Mode:
     return Mode.OBSERVE if mode is Mode.ENFORCE else mode
 
 
-def _stand_in(planned: PlannedPolicy, recorded: Recorded) -> PlannedPolicy:
-    own = [each for each in _objects(recorded.said.get("verdicts")) if each.get("policy") == planned.name]
+def _stand_in(planned: PlannedPolicy, said: Sequence[Mapping[str, object]]) -> PlannedPolicy:
+    own = [each for each in said if each.get("policy") == planned.name]
 
     class Again(_SaysAgain):
         name = planned.name

@@ -19,6 +19,7 @@ from gateway.gatekeeper import Answer, Conversation, Gatekeeper, GatekeeperSetti
 from gateway.mail.body import Spool
 from gateway.mail.digest import BodyDigests
 from gateway.mail.message import Field, Header
+from gateway.open_http import WorkerHttp
 from gateway.open_store import WorkerStore
 from gateway.plugins import PlannedPolicy
 from gateway.services import Clock, Resolver, Services
@@ -144,8 +145,9 @@ async def explain(case: Case, world: World) -> Explained:
     services = Services(world.clock, log, metrics, world.dns)
     # what the gateway remembers is neither asked nor changed
     store = WorkerStore(State(url="memory:"), [each.policy for each in world.planned], services)
+    http = WorkerHttp([each.policy for each in world.planned], services)
     try:
-        steps = steps_of(world.planned, services, world.dns, store)
+        steps = steps_of(world.planned, services, world.dns, store, http)
     except StartError as exc:
         raise ExplainError(str(exc)) from exc
     reserved = frozenset([world.config.quarantine.header.lower()])
@@ -162,6 +164,7 @@ async def explain(case: Case, world: World) -> Explained:
         answer = await _play(talk, case)
     finally:
         await pipeline.stop()
+        await http.close()
     decision = next(ring.latest(1), None)
     if decision is None and answer is not None:
         decision = _sent_away(talk, case, answer, pipeline, world.clock)

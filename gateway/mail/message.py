@@ -16,7 +16,7 @@ from typing import NamedTuple
 from gateway.errors import GatewayError
 from gateway.mail.body import Body
 from gateway.mail.digest import BodyDigests
-from gateway.smtp.content import stuff, unstuff
+from gateway.smtp.content import Unstuffer, stuff, unstuff
 from gateway.verdict import AddField, HeaderEdit
 
 # RFC 5322 2.1.1 allows lines of 998; names longer than this are no field of any use, only an attack on parsers
@@ -192,6 +192,19 @@ class Message:
     def size_bytes(self) -> int:
         """Octets of the whole content on the wire."""
         return self.body.size_bytes
+
+    def blocks(self) -> Iterator[bytes]:
+        """The whole message as the sender meant it (dot-stuffing undone), in blocks of at most 64 KiB, none empty.
+
+        May be called again. What is large comes from a file, a block at a time. Raises SpoolError.
+        """
+        if not self.body.is_stuffed:
+            yield from self.body.blocks()
+            return
+        unstuffer = Unstuffer()
+        for block in self.body.blocks():
+            if plain := unstuffer.feed(block):
+                yield plain
 
 
 class EditedContent(NamedTuple):

@@ -241,6 +241,27 @@ def unstuff(stuffed: bytes) -> bytes:
     return stuffed.replace(b"\r\n.", b"\r\n")
 
 
+class Unstuffer:
+    """Takes the dots away from content that comes in blocks, cut anywhere. The first block begins at a line's start."""
+
+    __slots__ = ("_before",)
+
+    def __init__(self) -> None:
+        self._before = b"\r\n"  # what came before the next block, as it was on the wire
+
+    def feed(self, block: bytes) -> bytes:
+        """The block as the sender meant it; nothing is copied where there is nothing to undo."""
+        before, last = self._before, block[-2:]
+        self._before = last if len(last) == 2 else (before + last)[-2:]
+        # RFC 5321 4.5.2: the dot behind a line end goes, also where the line end came before
+        if before == b"\r\n" and block.startswith(b"."):
+            block = block[1:]
+        elif before.endswith(b"\r") and block.startswith(b"\n."):
+            block = b"\n" + block[2:]
+        # one octet is looked for much faster than three: attachments in base64 have no dot at all
+        return block.replace(b"\r\n.", b"\r\n") if b"." in block else block
+
+
 def stuff(plain: bytes) -> bytes:
     """The opposite of `unstuff`: a line that begins with a dot gets one more. `plain` begins at the start of a line."""
     if plain[:1] == b".":

@@ -6,7 +6,17 @@ time, log, metrics, DNS and downstream. With pytest, fixtures come by themselves
 """
 
 from gateway.testing.contract import PolicyContract
-from gateway.testing.fakes import FakeClock, FakeDns, FakeLog, FakeMetrics, FakeRelay, FakeServices, Line
+from gateway.testing.fakes import (
+    FakeClock,
+    FakeDns,
+    FakeHttp,
+    FakeLog,
+    FakeMetrics,
+    FakeRelay,
+    FakeServices,
+    HttpRequest,
+    Line,
+)
 from gateway.testing.harness import Client, Harness, NotAskedError, Played, PolicyFailedError
 from gateway.testing.store import FakeStore
 from gateway.testing.zone import Zone, ZoneError
@@ -15,12 +25,14 @@ __all__ = [
     "Client",
     "FakeClock",
     "FakeDns",
+    "FakeHttp",
     "FakeLog",
     "FakeMetrics",
     "FakeRelay",
     "FakeServices",
     "FakeStore",
     "Harness",
+    "HttpRequest",
     "Line",
     "NotAskedError",
     "Played",

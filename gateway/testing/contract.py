@@ -20,9 +20,19 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, ClassVar
 
 from gateway.lookup import BUDGET, Answer, Found, Mx, Question, RRType
-from gateway.policy import Policy, has_hook
+from gateway.policy import OnError, Policy, has_hook
+from gateway.services import HttpError, HttpResponse
 from gateway.session import client_address
-from gateway.testing.fakes import FakeClock, FakeDns, FakeServices
+from gateway.store import StoreDownError, StoreError
+from gateway.testing.fakes import (
+    FakeClock,
+    FakeDns,
+    FakeHttp,
+    FakeServices,
+    HttpAnswer,
+    HttpRequest,
+    nobody_answers,
+)
 from gateway.testing.harness import Client, Harness, Played
 from gateway.testing.mail import compose
 from gateway.testing.zone import Zone
@@ -71,6 +81,17 @@ def _nonsense(question: Question) -> Answer:
             return Answer(Found.RECORDS, ("", ".", "a" * 253, "xn--a.example", "é.example"))
 
 
+def _fails_with(reason: str) -> HttpAnswer:
+    def answer(request: HttpRequest) -> HttpResponse:
+        raise HttpError(reason, request.url)
+
+    return answer
+
+
+def _says(status: int, content: bytes) -> HttpAnswer:
+    return lambda _: HttpResponse(status, content)
+
+
 class PolicyContract:
     """Derive a class named Test..., and say which policy it is about; pytest finds the tests."""
 
@@ -79,6 +100,10 @@ class PolicyContract:
     """An object of the policy's Settings; None: its defaults."""
     zone: ClassVar[Zone | str] = ""
     """DNS in all tests that do not bring their own."""
+
+    def http(self, request: HttpRequest) -> HttpResponse:
+        """What the services say that the policy asks by HTTP: for a policy with `needs_http` to override."""
+        return nobody_answers(request)
 
     def test_declares_name_settings_and_hooks(self) -> None:
         """The declaration is what the engine takes: a name, a frozen dataclass, hooks that are coroutines."""
@@ -212,6 +237,35 @@ class PolicyContract:
                     f"rejects where DNS has no answer ({why}): {refused[0].verdict.reply}"
                 )
 
+    def test_trouble_of_the_store_is_no_refusal_for_good(self) -> None:
+        """The store does not answer: the policy goes on, defers, or lets the error pass; then all is as before."""
+        for on_outage in OnError:
+            with self._harness(may_fail=True) as harness:
+                before = harness.deliver()
+                harness.store.error = StoreDownError("connect", on_outage)
+                self._no_new_refusal(before, harness.deliver(), "the store does not answer", StoreError)
+                harness.store.error = None
+                self._as_before(harness.deliver())
+
+    def test_trouble_of_services_is_no_refusal_for_good(self) -> None:
+        """HTTP has no answer, or one that is nonsense: as with the store. What a good one is, `http` says."""
+        for answer in (
+            _fails_with("connect"),
+            _fails_with("timeout"),
+            _says(500, b""),
+            _says(200, b"\xff<{"),
+        ):
+            with self._harness(may_fail=True) as harness:
+                # unless a test says what the services say, nobody answers from the beginning
+                before = harness.deliver() if type(self).http is not PolicyContract.http else None
+                answering, harness.http.answer = harness.http.answer, answer
+                asked = len(harness.http.requests)
+                during = harness.deliver()
+                if len(harness.http.requests) > asked:
+                    self._no_new_refusal(before, during, "a service does not answer", HttpError)
+                harness.http.answer = answering
+                self._as_before(harness.deliver())
+
     def test_takes_any_answer_of_dns(self) -> None:
         """Records that nobody expects, and a world without any."""
         self._plays(zone=_Everywhere(_nonsense))
@@ -234,11 +288,31 @@ class PolicyContract:
 
         self._check(check())
 
-    def _harness(self, zone: Zone | None = None, *, turns: int = 0) -> Harness[Any]:
+    @staticmethod
+    def _no_new_refusal(before: Played | None, during: Played, what: str, expected: type[Exception]) -> None:
+        """Nobody is refused for good who was not before; the only failure is that the error was let pass."""
+        refused = [judged for judged in during.judged if judged.verdict.action is Action.REJECT]
+        earlier = before.judged if before is not None else ()
+        is_old = any(judged.verdict.action is Action.REJECT for judged in earlier)
+        assert is_old or not refused, f"rejects where {what}: {refused[0].verdict.reply}"
+        kinds = {expected.__name__, *(each.__name__ for each in expected.__subclasses__())}
+        others = [each for each in during.failures if not any(f"{kind}(" in each for kind in kinds)]
+        assert not others, f"where {what}: {others[0]}"
+
+    @staticmethod
+    def _as_before(behind: Played) -> None:
+        others = [each for each in behind.failures if "HttpError(" not in each]
+        assert not others, f"still fails when the trouble is over: {others[0]}"
+
+    def _harness(self, zone: Zone | None = None, *, turns: int = 0, may_fail: bool = False) -> Harness[Any]:
         if zone is None:
             zone = Zone.parse(self.zone) if isinstance(self.zone, str) else Zone(self.zone.nodes)
-        services = FakeServices(clock=_RunningClock(), dns=FakeDns(zone, turns=turns))
-        return Harness(self.policy, self.settings, services=services)
+        services = FakeServices(
+            clock=_RunningClock(), dns=FakeDns(zone, turns=turns), http=FakeHttp(self.http, turns=turns)
+        )
+        harness: Harness[Any] = Harness(self.policy, self.settings, services=services, may_fail=may_fail)
+        harness.store.turns = turns
+        return harness
 
     def _plays(self, message: bytes | None = None, *, zone: Zone | None = None, **given: Any) -> list[Played]:
         """A session with an answer at once, and one for which DNS is waited; both end without a failure."""

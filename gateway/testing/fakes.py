@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from gateway.lookup import Lookup, Question
+from gateway.lookup import TRAIL, Lookup, Question
 from gateway.relaying import Content, Delivery, Offer
-from gateway.services import Merge, Services
+from gateway.services import HttpError, HttpResponse, Merge, Services
 from gateway.session import Envelope, Recipient, Session, Transaction
 from gateway.smtp import reply
 from gateway.smtp.address import Mailbox
@@ -160,12 +160,80 @@ class FakeDns:
     ) -> T:
         for _ in range(self.turns):
             await asyncio.sleep(0)
-        return self.zone.run(lookup)
+        return self._answered(lookup, tx)
 
     def prefetch(self, lookup: Lookup[object], tx: Transaction, *, own_budget: bool = False) -> None:
         before = len(self.zone.trail)
-        self.zone.run(lookup)
+        self._answered(lookup, tx)
         self.prefetched += [asked.question for asked in self.zone.trail[before:]]
+
+    def _answered(self, lookup: Lookup[T], tx: Transaction | None) -> T:
+        """As the resolver does: what was asked for a transaction is remembered with it, each question once."""
+        before = len(self.zone.trail)
+        result = self.zone.run(lookup)
+        if tx is not None:
+            trail = TRAIL.get(tx) or []
+            TRAIL.put(tx, trail)
+            known = {asked.question for asked in trail}
+            trail += [asked for asked in self.zone.trail[before:] if asked.question not in known]
+        return result
+
+
+class HttpRequest(NamedTuple):
+    """One request of a policy; `content` is all of it."""
+
+    method: str
+    url: str
+    content: bytes
+    headers: tuple[tuple[str, str], ...]
+    socket: str
+
+    def all(self, name: str) -> list[str]:
+        """The values of the headers of this name, compared without case."""
+        return [value for key, value in self.headers if key.lower() == name.lower()]
+
+
+HttpAnswer = Callable[[HttpRequest], HttpResponse]
+
+
+def nobody_answers(request: HttpRequest) -> HttpResponse:
+    """No service is there."""
+    raise HttpError("connect", f"{request.url}: nobody answers here")
+
+
+class FakeHttp:
+    """Services that answer as the test says; `requests` are what they were asked.
+
+    `answer` makes a response of a request, or raises HttpError. Each request suspends for so many `turns` of the loop.
+    """
+
+    def __init__(self, answer: HttpAnswer = nobody_answers, *, turns: int = 0) -> None:
+        self.answer = answer
+        self.turns = turns
+        self.requests: list[HttpRequest] = []
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        content: bytes | Callable[[], Iterable[bytes]] = b"",
+        headers: Sequence[tuple[str, str]] = (),
+        socket: str = "",
+        timeout_s: float | None = None,
+        max_bytes: int = 65_536,
+    ) -> HttpResponse:
+        for name, value in headers:
+            if any(each in "\r\n\0" for each in name + value):
+                raise ValueError(f"{name}: {value!r} is no header")
+        octets = content if isinstance(content, bytes) else b"".join(content())
+        self.requests.append(HttpRequest(method, url, octets, tuple(headers), socket))
+        for _ in range(self.turns):
+            await asyncio.sleep(0)
+        response = self.answer(self.requests[-1])
+        if len(response.content) > max_bytes:
+            raise HttpError("too_large", url)
+        return response
 
 
 @dataclass(frozen=True)
@@ -176,6 +244,7 @@ class FakeServices(Services):
     log: FakeLog = field(default_factory=FakeLog)
     metrics: FakeMetrics = field(default_factory=FakeMetrics)
     dns: FakeDns = field(default_factory=FakeDns)
+    http: FakeHttp = field(default_factory=FakeHttp)
 
 
 @dataclass(frozen=True)

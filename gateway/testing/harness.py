@@ -28,13 +28,13 @@ from gateway.own_names import under_name
 from gateway.pipeline import Pipeline
 from gateway.plan import RECIPIENT, Step
 from gateway.policy import Mode, NoSettings, Policy
-from gateway.services import Services
+from gateway.services import NoHttp, Services
 from gateway.session import AddressSource, Envelope, Recipient, Session, Trust, client_address
 from gateway.smtp.address import Mailbox, parse_forward_path, parse_reverse_path
 from gateway.smtp.content import stuff
 from gateway.smtp.reply import Reply
 from gateway.store import Keyspace
-from gateway.testing.fakes import FakeClock, FakeDns, FakeLog, FakeMetrics, FakeRelay, FakeServices
+from gateway.testing.fakes import FakeClock, FakeDns, FakeHttp, FakeLog, FakeMetrics, FakeRelay, FakeServices
 from gateway.testing.mail import compose
 from gateway.testing.store import FakeStore
 from gateway.testing.zone import Zone
@@ -131,6 +131,8 @@ class Harness(Generic[P]):
         own = under_name(self.services, policy.name)
         if policy.needs_store:
             own = replace(own, store=Keyspace(self.store, ""))
+        if not policy.needs_http:
+            own = replace(own, http=NoHttp())
         self.policy: P = policy(policy.Settings() if settings is None else settings, own)
         self._may_fail = may_fail
         self._is_started = False
@@ -165,6 +167,11 @@ class Harness(Generic[P]):
     def metrics(self) -> FakeMetrics:
         """What was counted; the policy's own families begin with `mxgate_` and its name."""
         return self.services.metrics
+
+    @property
+    def http(self) -> FakeHttp:
+        """The services that the policy asks by HTTP: `harness.http.answer = ...`; `harness.http.requests`."""
+        return self.services.http
 
     @property
     def zone(self) -> Zone:

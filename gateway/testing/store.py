@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,15 +18,21 @@ from gateway.store import (
     PutIfAbsent,
     Replace,
     StoreError,
+    Take,
     added,
+    taken,
 )
 
 
 class FakeStore:
-    """Unbounded, on a clock that the test owns. Set `error` to have it fail; `asked` are the operations so far."""
+    """Unbounded, on a clock that the test owns. Set `error` to have it fail; `asked` are the operations so far.
 
-    def __init__(self, clock: Clock) -> None:
+    Each call suspends for so many `turns` of the loop: with 0 it answers at once, as memory does.
+    """
+
+    def __init__(self, clock: Clock, *, turns: int = 0) -> None:
         self._clock = clock
+        self.turns = turns
         self._entries: dict[str, tuple[bytes, float]] = {}  # value, when it ends
         self.error: StoreError | None = None
         self.asked: list[Operation[Any]] = []
@@ -38,6 +45,8 @@ class FakeStore:
 
     async def run(self, operations: Sequence[Operation[Any]]) -> Sequence[Any]:
         self.asked += operations
+        for _ in range(self.turns):
+            await asyncio.sleep(0)
         if self.error is not None:
             raise self.error
         return [self._answer(each) for each in operations]
@@ -73,6 +82,12 @@ class FakeStore:
                 begins = value is None or operation.renew
                 self._entries[key] = (digits, now + operation.ttl_s if begins else self._entries[key][1])
                 return count
+            case Take():
+                end = now if value is None else self._entries[key][1]
+                after_s, wait_s = taken(end - now, operation)
+                if wait_s == 0:
+                    self._entries[key] = (b"", now + after_s)
+                return wait_s
             case Delete():
                 self._entries.pop(key, None)
                 return value is not None

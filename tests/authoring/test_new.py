@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from gateway.authoring.new import NewError, new_package
+from gateway.testing import PolicyContract
 from tests.authorkit import run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.full]
 
+CONTRACT = [name for name in vars(PolicyContract) if name.startswith("test_")]
 CONFIG = """\
 server.hostname = "mx.example.org"
 relay.domains = ["example.org"]
@@ -39,12 +41,18 @@ def wheel(package: Path) -> Path:
 def test_its_tests_pass_as_they_are(package: Path) -> None:
     done = run("pytest", "-q", "-p", "no:cacheprovider", at=package)
     assert done.returncode == 0, done.stdout
-    assert "20 passed" in done.stdout
+    assert "22 passed" in done.stdout
 
 
 def test_it_is_clean_under_mypy_strict(package: Path) -> None:
     done = run("mypy", at=package)
     assert done.returncode == 0, done.stdout
+
+
+def test_it_is_clean_under_ruff(package: Path) -> None:
+    for arguments in (("check",), ("format", "--check")):
+        done = run("ruff", *arguments, "--isolated", "--line-length=110", "--no-cache", ".", at=package)
+        assert done.returncode == 0, done.stdout
 
 
 def test_nothing_is_left_to_be_filled_in(package: Path) -> None:
@@ -57,7 +65,7 @@ def test_the_contract_passes_from_the_tree_and_from_the_wheel(package: Path, whe
     for path in (package, wheel):
         done = run("gateway", "plugin", "test", path, at=package.parent)
         assert done.returncode == 0, done.stderr
-        assert len(done.stdout.splitlines()) == 15
+        assert len(done.stdout.splitlines()) == len(CONTRACT)
         assert all(line.startswith("ok    no_spam  ") for line in done.stdout.splitlines())
 
 

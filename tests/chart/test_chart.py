@@ -16,6 +16,7 @@ import yaml
 import gateway
 from gateway.config import load
 from gateway.config.render import json_schema
+from gateway.plugins import configurable
 from helm.generate import generated
 from helm.package import package
 from tests.chart.chartkit import (
@@ -52,7 +53,7 @@ def test_is_what_dev_chart_would_write(name: str) -> None:
 
 def test_the_schema_of_config_is_the_gateways_own() -> None:
     definitions = json.loads((CHART / "values.schema.json").read_text())["$defs"]
-    own = json_schema()
+    own = json_schema(configurable()[0])
     assert definitions.pop("Config") == {k: v for k, v in own.items() if k not in {"$schema", "$defs"}}
     assert definitions == own["$defs"]
 

@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from gateway.api import (
+    HttpError,
     NoSettings,
     Policy,
     Question,
     Reply,
     RRType,
+    Services,
     Session,
+    StoreError,
     Transaction,
     Verdict,
     ask,
@@ -167,6 +170,82 @@ class RejectsOnTrouble(Bad):
         return reject("no_record", NO) if not answer.texts else proceed()
 
 
+class RejectsWithoutStore(Bad):
+    needs_store = True
+
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        try:
+            await self.services.store.ask(self.services.store.get("seen"))
+        except StoreError:
+            return reject("no_store", NO)
+        return proceed()
+
+
+class BreaksWithTheStore(Bad):
+    """What it makes of an outage is a defect of its own."""
+
+    needs_store = True
+
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        try:
+            await self.services.store.ask(self.services.store.get("seen"))
+        except StoreError as exc:
+            raise KeyError(exc.reason) from exc
+        return proceed()
+
+
+class NeverRecovers(Bad):
+    needs_store = True
+
+    def __init__(self, settings: Any, services: Services) -> None:
+        super().__init__(settings, services)
+        self.trouble: StoreError | None = None
+
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        if self.trouble is not None:
+            raise self.trouble
+        try:
+            await self.services.store.ask(self.services.store.get("seen"))
+        except StoreError as exc:
+            self.trouble = exc
+        return proceed()
+
+
+class RejectsWithoutService(Bad):
+    needs_http = True
+
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        try:
+            response = await self.services.http.request("GET", "http://127.0.0.1/")
+        except HttpError:
+            return reject("no_service", NO)
+        return proceed() if response.status == 200 else reject("no_service", NO)
+
+
+class BelievesNonsense(Bad):
+    needs_http = True
+
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        response = await self.services.http.request("GET", "http://127.0.0.1/")
+        response.content.decode("ascii")
+        return proceed()
+
+
+class LeavesTheStoreWaiting(Bad):
+    """Goes on in a task of its own when the client has gone away while the store was asked."""
+
+    needs_store = True
+
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        asking = asyncio.ensure_future(self.services.store.ask(self.services.store.get("seen")))
+        try:
+            await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            self.task = asyncio.create_task(asyncio.sleep(3600))
+            raise
+        return proceed()
+
+
 class WantsRecord(Bad):
     async def on_mail(self, tx: Transaction) -> Verdict:
         (answer,) = await self.services.dns.run(ask(Question("example.org", RRType.TXT)), tx)
@@ -217,6 +296,12 @@ Test = Callable[[PolicyContract], None]
         (WantsAuthor, PolicyContract.test_takes_no_author_and_two),
         (WantsText, PolicyContract.test_takes_content_that_is_no_mail),
         (RejectsOnTrouble, PolicyContract.test_trouble_of_dns_is_no_refusal_for_good),
+        (RejectsWithoutStore, PolicyContract.test_trouble_of_the_store_is_no_refusal_for_good),
+        (BreaksWithTheStore, PolicyContract.test_trouble_of_the_store_is_no_refusal_for_good),
+        (NeverRecovers, PolicyContract.test_trouble_of_the_store_is_no_refusal_for_good),
+        (RejectsWithoutService, PolicyContract.test_trouble_of_services_is_no_refusal_for_good),
+        (BelievesNonsense, PolicyContract.test_trouble_of_services_is_no_refusal_for_good),
+        (LeavesTheStoreWaiting, PolicyContract.test_can_be_cancelled_at_each_await),
         (WantsRecord, PolicyContract.test_takes_any_answer_of_dns),
         (Blocks, PolicyContract.test_does_not_keep_the_loop_busy),
         (LeavesTasksBehind, PolicyContract.test_starts_and_stops_and_leaves_nothing_running),

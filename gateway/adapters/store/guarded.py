@@ -33,6 +33,7 @@ from gateway.store import (
     Replace,
     StoreDownError,
     StoreError,
+    Take,
 )
 
 _OPERATIONS: dict[type[Operation[Any]], str] = {
@@ -41,6 +42,7 @@ _OPERATIONS: dict[type[Operation[Any]], str] = {
     PutIfAbsent: "put_if_absent",
     Replace: "replace",
     Add: "add",
+    Take: "take",
     Delete: "delete",
 }
 _REASONS = ("timeout", "connect", "auth", "read_only", "full", "loading", "protocol", "error")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.adapters.store.memory import MemoryStore
-from gateway.store import Add, Delete, Get, Operation, Put, PutIfAbsent, Replace
+from gateway.store import Add, Delete, Get, Operation, Put, PutIfAbsent, Replace, Take
 
 _MAX_BYTES = 16 * 2**20
 # The shared store does not say how long an entry that is only read will stay.
@@ -43,6 +43,11 @@ class LocalStore:
                     do(Add(key, answer - int(known), operation.ttl_s))
                 else:
                     do(Put(key, b"%d" % answer, operation.ttl_s))
+            case Take() if answer:
+                # as little as it had there: others took from it
+                do(Put(key, b"", answer + operation.capacity_s - operation.cost_s))
+            case Take():
+                do(operation)
             case Get() | PutIfAbsent() if answer is not None:
                 if do(Get(key)) != answer:
                     do(Put(key, answer, _SEEN_TTL_S))

@@ -28,7 +28,9 @@ from gateway.store import (
     Put,
     PutIfAbsent,
     Replace,
+    Take,
     added,
+    taken,
 )
 
 # Before the value: when the entry ends. One object less for each entry than a tuple would take.
@@ -64,9 +66,7 @@ class MemoryStore:
         """The answer to one operation, at once. Raises NotACounterError."""
         now = self._monotonic()
         key = operation.key
-        packed = self._entries.get(key)
-        if packed is not None and _END.unpack_from(packed)[0] <= now:
-            packed = None
+        packed = self._entry(key, now)
         value = None if packed is None else packed[_END.size :]
         match operation:
             case Get():
@@ -90,12 +90,26 @@ class MemoryStore:
                 if is_same:
                     self._set(key, operation.value, now, operation.ttl_s)
                 return is_same
+            case Take():
+                return self._take(operation, packed, now)
             case Delete():
                 if packed is not None:
                     self._keep(key, _DELETED)
                 return packed is not None
             case _:
                 assert_never(operation)  # type: ignore[arg-type]  # Operation is no union, but these are all
+
+    def _entry(self, key: str, now: float) -> bytes | None:
+        packed = self._entries.get(key)
+        return None if packed is None or _END.unpack_from(packed)[0] <= now else packed
+
+    def _take(self, take: Take, packed: bytes | None, now: float) -> float:
+        after_s, wait_s = taken(0.0 if packed is None else _END.unpack_from(packed)[0] - now, take)
+        if wait_s == 0 and after_s > 0:
+            self._set(take.key, b"", now, after_s)
+        elif wait_s == 0 and packed is not None:
+            self._keep(take.key, _DELETED)
+        return wait_s
 
     async def scan(self, prefix: str, cursor: str, limit: int) -> Page:
         now = self._monotonic()

@@ -1,7 +1,7 @@
 """The store in Redis, or what speaks its protocol (Valkey): one server, by Sentinel, or a cluster; 7.0 or newer.
 
-Every key gets its time to live in the same command that sets it. Lua is used for `replace` and `add` only, on one key
-each, sent as it is: a server that was restarted or has taken over knows no scripts.
+Every key gets its time to live in the same command that sets it. Lua is used for `replace`, `add` and `take` only, on
+one key each, sent as it is: a server that was restarted or has taken over knows no scripts.
 
 A server that says READONLY is a replica by now: the connection is given up, so that the next one asks Sentinel, or
 the name server, who the master is.
@@ -45,6 +45,7 @@ from gateway.store import (
     PutIfAbsent,
     Replace,
     StoreError,
+    Take,
 )
 
 # What every recipient costs is packed in one go: half of what sending it takes.
@@ -63,6 +64,14 @@ _ADD = """
 local n = redis.call('INCRBY', KEYS[1], ARGV[1])
 if ARGV[3] == '1' or redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return n"""
+# An entry that does not end is none of a bucket.
+_TAKE = """
+local lacks = redis.call('PTTL', KEYS[1])
+if lacks < 0 then lacks = 0 end
+local cost, after = tonumber(ARGV[1]), lacks + ARGV[1]
+if cost > 0 and after > tonumber(ARGV[2]) then return after - ARGV[2] end
+if after > 0 then redis.call('SET', KEYS[1], '', 'PX', after) else redis.call('DEL', KEYS[1]) end
+return 0"""
 
 # In this order: some are subclasses of others.
 _REASONS: tuple[tuple[type[BaseException], str], ...] = (
@@ -149,6 +158,9 @@ def command_of(operation: Operation[Any]) -> bytes:
         case Add():
             ms, renew = b"%d" % _ms(operation.ttl_s), int(operation.renew)
             return packed("EVAL", _ADD, 1, key, operation.amount, ms, renew)
+        case Take():
+            capacity_ms = _ms(operation.capacity_s)
+            return packed("EVAL", _TAKE, 1, key, round(operation.cost_s * 1000), capacity_ms)
         case Delete():
             return packed("DEL", key)
         case _:
@@ -165,6 +177,8 @@ def answer_of(operation: Operation[Any], reply: Reply) -> Any:
             return None
         case Replace() | Delete():
             return value == 1
+        case Take():
+            return value / 1000
         case _:
             return value
 

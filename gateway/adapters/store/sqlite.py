@@ -36,7 +36,9 @@ from gateway.store import (
     PutIfAbsent,
     Replace,
     StoreError,
+    Take,
     added,
+    taken,
 )
 
 _SCHEMA = """
@@ -210,6 +212,8 @@ class SqliteStore:
                     end_ms = _end_ms(now_ms, operation.ttl_s)
                 execute(_PUT, (key, digits, end_ms))
                 return count
+            case Take():
+                return self._take(operation, now_ms)
             case Delete():
                 row = execute(_DELETE, (key,)).fetchone()
                 return row is not None and row[0] > now_ms
@@ -217,6 +221,17 @@ class SqliteStore:
                 return self._page(operation, now_ms)
             case _:
                 assert_never(operation)  # type: ignore[arg-type]  # Operation is no union, but these are all
+
+    def _take(self, take: Take, now_ms: int) -> float:
+        assert self._database is not None
+        execute, key = self._database.execute, take.key
+        _, end_ms = execute(_GET_END, (key, now_ms)).fetchone() or (None, now_ms)
+        after_s, wait_s = taken((end_ms - now_ms) / 1000, take)
+        if wait_s == 0 and after_s > 0:
+            execute(_PUT, (key, b"", _end_ms(now_ms, after_s)))
+        elif wait_s == 0:
+            execute(_DELETE, (key,)).fetchone()
+        return wait_s
 
     def _page(self, scan: _Scan, now_ms: int) -> Page:
         assert self._database is not None

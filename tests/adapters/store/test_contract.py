@@ -83,6 +83,46 @@ async def test_a_counter_does_not_leave_64_bits(keys: Keyspace) -> None:
         await keys.ask(keys.add("a", ttl_s=DAY_S))
 
 
+async def test_a_bucket_gives_what_it_holds_and_then_says_how_long_to_wait(keys: Keyspace) -> None:
+    take = keys.take("a", 1000, capacity_s=3000)
+    assert [await keys.ask(take) for _ in range(3)] == [0, 0, 0]
+    wait_s = await keys.ask(take)
+    assert 990 < wait_s <= 1000
+    assert await keys.ask(take) <= wait_s, "who has to wait takes nothing"
+    assert await keys.ask(keys.take("a", 500, capacity_s=3000)) <= wait_s - 500
+
+
+async def test_a_bucket_fills_with_time_and_then_has_no_entry(keys: Keyspace) -> None:
+    assert await keys.ask(keys.take("a", 0.05, capacity_s=0.05)) == 0
+    assert 0 < await keys.ask(keys.take("a", 0.05, capacity_s=0.05)) <= 0.05
+
+    async def is_full() -> bool:
+        return await _scanned(keys) == {}
+
+    await eventually(is_full, within_s=5, what="the bucket is full")
+    assert await keys.ask(keys.take("a", 0.05, capacity_s=0.05)) == 0
+
+
+async def test_what_is_given_back_to_a_bucket_can_be_taken_again(keys: Keyspace) -> None:
+    take, give = keys.take("a", 1000, capacity_s=1000), keys.take("a", -1000, capacity_s=1000)
+    assert await keys.ask(give) == 0, "a full bucket holds no more"
+    assert [await keys.ask(take), await keys.ask(take) > 0] == [0, True]
+    assert await keys.ask(give) == 0
+    assert await _scanned(keys) == {}
+    assert [await keys.ask(take), await keys.ask(take) > 0] == [0, True]
+
+
+async def test_of_fifty_who_take_at_once_as_many_get_as_there_is(keys: Keyspace) -> None:
+    waits = await asyncio.gather(*(keys.ask(keys.take("a", 100, capacity_s=1000)) for _ in range(50)))
+    assert sum(wait_s == 0 for wait_s in waits) == 10
+
+
+@pytest.mark.parametrize(("cost_s", "capacity_s"), [(0, 1), (0.0001, 1), (2, 1), (1, 367 * DAY_S), (-2, 1)])
+async def test_a_bucket_that_cannot_be_is_told(keys: Keyspace, cost_s: float, capacity_s: float) -> None:
+    with pytest.raises(ValueError, match="token"):
+        keys.take("a", cost_s, capacity_s=capacity_s)
+
+
 async def test_delete_tells_whether_there_was_one(keys: Keyspace) -> None:
     assert await keys.ask(keys.delete("a")) is False
     await keys.ask(keys.put("a", b"1", ttl_s=DAY_S))

@@ -29,6 +29,9 @@ OPERATIONS: st.SearchStrategy[Operation[object]] = st.one_of(
     st.builds(MAKER.put_if_absent, KEYS, VALUES, ttl_s=TTLS),
     st.builds(MAKER.replace, KEYS, VALUES, VALUES, ttl_s=TTLS),
     st.builds(MAKER.add, KEYS, st.integers(-5, 5), ttl_s=TTLS, renew=st.booleans()),
+    st.builds(
+        MAKER.take, KEYS, st.sampled_from([-36.0, 36.0, 72.0]), capacity_s=st.sampled_from([72.0, 720.0])
+    ),
     st.builds(MAKER.delete, KEYS),
 )
 STEPS = st.lists(st.one_of(OPERATIONS, st.sampled_from([0.0, 0.5, 1.0, 29.0, 61.0, 4000.0])), max_size=60)

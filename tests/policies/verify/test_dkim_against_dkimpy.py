@@ -14,6 +14,7 @@ from gateway.lookup import RRType
 from gateway.testing import Zone
 from gateway.verdict import Result
 from policies.verify.dkim.verify import Judged
+from policies.verify.second_opinion.signatures import Opinion, dkim_opinion, known_dkim_difference
 from policies.verify.signed import Step
 from tests.dkimkit import HEADERS, judge_all, sign
 from tests.mailkit import SigningKey, ed25519_key, rsa_key
@@ -23,32 +24,6 @@ RSA, OTHER_RSA, SMALL_RSA = rsa_key(DOMAIN), rsa_key(DOMAIN, number=1), rsa_key(
 ED = ed25519_key(DOMAIN)
 KEYS = (RSA, RSA, ED, SMALL_RSA)
 NOW = int(time.time())
-
-# What dkimpy lets pass and we do not: the reason that we give, and the rule behind it
-STRICTER = {
-    "the body is longer than l=": "our ruling: text can be appended to such a body (RFC 6376 8.2)",
-    "the body is shorter than l=": "RFC 6376 3.5: l= MUST NOT be larger than the body",
-    "there are more": "our ruling: what was added is what readers show (RFC 6376 8.15)",
-    "signature has expired": "dkimpy gives clocks 10 hours, we give them 5 minutes",
-    "signature is of the future": "dkimpy gives clocks 10 hours, we give them 5 minutes",
-    "x= is not later than t=": "RFC 6376 3.5: x= MUST be greater than t=, not equal",
-    "From is not signed": "RFC 6376 5.4: From MUST be signed",
-    "the key is not for sha256": "RFC 6376 3.6.1: h= of the key is binding",
-    "the key is not for email": "RFC 6376 3.6.1: s= of the key is binding",
-    "the key is not for subdomains": "RFC 6376 3.6.1: t=s forbids i= below d=",
-    "the record is not of version DKIM1": "RFC 6376 3.6.1: v= MUST be the first tag",
-    "d= is a single label": "RFC 6376 3.5: a domain-name has two labels at least",
-    "a tag holds an octet beyond ASCII": "our ruling, and RFC 6376 3.2: VALCHAR is ASCII",
-    "i= has no domain": "RFC 6376 3.5: the domain-name of RFC 5321",
-    "h= is no list of field names": "RFC 6376 3.5: no name may be empty",
-    "rsa-sha1 is not accepted": "RFC 8301 3.1",
-}
-BLANK_NAME = "RFC 6376 3.4.2, RFC 5322 4.5: a blank before the colon is no part of the name; dkimpy finds no such field"
-ZEROS = "RFC 8017 8.2.2: a signature is as long as its modulus; dkimpy takes more zeros before it"
-# What we let pass and dkimpy does not
-SEVERAL_RECORDS = "RFC 6376 3.6.2.2 leaves it open: we try those that are keys, dkimpy the first"
-Q_LIST = "RFC 6376 3.5: q= is a list of ways to the key"
-OWN_FIELD = "RFC 6376 5.4: h= means other signatures with DKIM-Signature; dkimpy takes the field itself"
 
 
 class World:
@@ -245,26 +220,11 @@ MUTATIONS: Any = (
 )
 
 
-def dkimpy_passes(world: World) -> bool:
-    def text_of(name: bytes, timeout: int = 0) -> bytes | None:
-        return world.records[0] if world.records and name == f"{world.key.name}.".encode() else None
-
-    try:
-        return bool(dkim.DKIM(world.octets).verify(0, dnsfunc=text_of))
-    except Exception:  # noqa: BLE001  # it raises what it likes
-        return False
-
-
-def rule_of(world: World, ours: Judged) -> str:
+def rule_of(world: World, ours: Judged, theirs: Opinion) -> str:
     """The rule that explains why we do not say what dkimpy says, "" when there is none."""
-    reason = ours.finding.reason
-    if ours.finding.result is not Result.PASS:
-        if reason == "signature did not verify":
-            return BLANK_NAME if b"From :" in world.octets else ZEROS if b"b=AAAA" in world.octets else ""
-        return next((rule for why, rule in STRICTER.items() if reason.startswith(why)), "")
-    if b"DKIM-Signature" in world.octets.partition(b"h=")[2].partition(b";")[0]:
-        return OWN_FIELD
-    return SEVERAL_RECORDS if len(world.records) > 1 else Q_LIST if b"q=dns/txt:" in world.octets else ""
+    header = world.octets.partition(b"\r\n\r\n")[0]
+    signature = next(value for name, value in dkim.DKIM(world.octets).headers if name == b"DKIM-Signature")
+    return known_dkim_difference(ours.finding.reason, signature, header, theirs)
 
 
 def compare(seeds: range) -> Counter[str]:
@@ -274,10 +234,11 @@ def compare(seeds: range) -> Counter[str]:
         zone = Zone({world.key.name: {RRType.TXT: world.records}})
         ours = judge_all(world.octets, zone, now=NOW)[0]
         passes = ours.finding.result is Result.PASS
-        if passes == dkimpy_passes(world):
+        theirs = dkim_opinion(world.octets, 0, zone.answer)
+        if passes == theirs.passes:
             seen["pass" if passes else ours.finding.step] += 1
         else:
-            rule = rule_of(world, ours)
+            rule = rule_of(world, ours, theirs)
             assert rule, (seed, ours.finding, world.notes, world.records, world.octets)
             seen[rule] += 1
     return seen
