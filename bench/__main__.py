@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from bench import forward, greylist, store, verify
+from bench import forward, greylist, soak, store, verify
 
 USAGE = """\
 usage: python -m bench [NAME [OPTION ...]]      without a name: all of them
@@ -28,6 +28,8 @@ def main(arguments: list[str]) -> int:
         case ["greylist", *options]:
             greylist.main(options)
             return 0
+        case ["soak", *options]:
+            return soak.main(options)
         case ["store", *options]:
             store.main(options)
             return 0
