@@ -40,7 +40,9 @@ class Corpus:
 def make_corpus(directory: Path, *, domains: int, messages: int, size_bytes: int) -> Corpus:
     """Write `messages` messages of about `size_bytes`, of `domains` senders in turn."""
     keys = [rsa.generate_private_key(65537, 2048) for _ in range(KEYS)]
-    secrets = [key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()) for key in keys]
+    secrets = [
+        key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()) for key in keys
+    ]
     files = CorpusFiles(directory / "corpus.idx", directory / "corpus.dat")
     chance = random.Random(SEED)
     with files.index.open("w") as index, files.data.open("wb") as data:
@@ -95,7 +97,9 @@ def _unsigned(domain: str, number: int, size_bytes: int, chance: random.Random) 
 
 def _zone(keys: list[rsa.RSAPrivateKey], domains: int) -> str:
     public = [
-        base64.b64encode(key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode()
+        base64.b64encode(
+            key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        ).decode()
         for key in keys
     ]
     lines = []

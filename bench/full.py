@@ -118,7 +118,9 @@ class FullGateway:
         """Its processes but the supervisor."""
         return [pid for pid in self.group.pids() if pid != self.group.process.pid]
 
-    def load(self, programs: Path, corpus: Corpus, messages: int, *, connections: int = 20, first: int = 0) -> Load:
+    def load(
+        self, programs: Path, corpus: Corpus, messages: int, *, connections: int = 20, first: int = 0
+    ) -> Load:
         """Messages of the corpus in turn."""
         return Load(programs, self.port, 0, messages, connections, first, corpus=corpus.files)
 

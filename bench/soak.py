@@ -95,11 +95,19 @@ class Soak:
 
 def main(arguments: Sequence[str]) -> int:
     """Soak and print; the exit code."""
-    parser = argparse.ArgumentParser(prog="bench soak", description="load, kills and reloads; nothing may be lost")
+    parser = argparse.ArgumentParser(
+        prog="bench soak", description="load, kills and reloads; nothing may be lost"
+    )
     parser.add_argument("--minutes", type=float, default=10.0, metavar="N", help="default: %(default)s")
-    parser.add_argument("--rate", type=float, default=0.0, metavar="N", help="messages a second (70 %% of the capacity)")
-    parser.add_argument("--disturb", type=float, default=DISTURB_S, metavar="S", help="seconds from kill to kill (20)")
-    parser.add_argument("--mxgate", default="", metavar="COMMAND", help="the mxgate to soak (the one of this Python)")
+    parser.add_argument(
+        "--rate", type=float, default=0.0, metavar="N", help="messages a second (70 %% of the capacity)"
+    )
+    parser.add_argument(
+        "--disturb", type=float, default=DISTURB_S, metavar="S", help="seconds from kill to kill (20)"
+    )
+    parser.add_argument(
+        "--mxgate", default="", metavar="COMMAND", help="the mxgate to soak (the one of this Python)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the series and the counts")
     given = parser.parse_args(arguments)
     try:
@@ -164,7 +172,11 @@ def gates(soak: Soak) -> tuple[Gate, ...]:
             growth([one.supervisor_pss_mib for one in settled]),
             MEMORY_GROWTH,
         ),
-        Gate("growth of the supervisor's open files", growth([one.supervisor_files for one in settled]), FILES_GROWTH),
+        Gate(
+            "growth of the supervisor's open files",
+            growth([one.supervisor_files for one in settled]),
+            FILES_GROWTH,
+        ),
     )
 
 
