@@ -31,6 +31,7 @@ from bench.comparison_table import (
     render_latency,
 )
 from bench.lab import Lab, LabRun
+from bench.table import Gate
 from bench.traffic import CannotRun
 
 FAILED = 1
@@ -85,13 +86,14 @@ def main(arguments: Sequence[str]) -> int:
         return _without_lab(options, str(error))
     found = _measure(lab, options)
     took_s = time.monotonic() - begun
+    when = time.strftime("%d %B %Y")
     print(
-        f"CPU per message: user + system of a system's whole process tree. {time.strftime('%d %B %Y')}, {took_s:.0f} s,\n"
-        f"medians of {options.rounds} alternating rounds; CPython {platform.python_version()}.\n"
-        f"Ratios are of CPU (idle sessions, in flight: of memory): median (lowest-highest) of the rounds' ratios; only they mean\n"
-        f"something, and only within this run.\n"
+        f"CPU per message: user + system of a whole system; medians of {options.rounds} alternating rounds.\n"
+        f"Ratios are of CPU (idle sessions, in flight: of memory): median (lowest-highest) of the rounds' ratios;\n"
+        f"only they mean something, and only within this run.\n"
+        f"{when}, {took_s:.0f} s, CPython {platform.python_version()}.\n"
     )
-    _print(found)
+    _print(found, is_whole=not (options.is_quick or options.only))
     if options.json_path:
         report = {
             "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -184,13 +186,14 @@ def _without_lab(options: Options, why: str) -> int:
     print(f"note    left out is all that needs the peers' verification: {why}\n")
     found = Found()
     _measure_own(found, options)
-    _print(found)
+    _print(found, is_whole=False)
     print()
     quick = ["--quick"] if options.is_quick else []
     return forward.main([*quick, "--mxgate", options.mxgate]) or (FAILED if found.failures else 0)
 
 
-def _print(found: Found) -> None:
+def _print(found: Found, *, is_whole: bool) -> None:
+    """A mark that was not measured is no news in a run of a part."""
     for lines in (
         render(found.runs),
         render_latency(found.latency),
@@ -199,16 +202,16 @@ def _print(found: Found) -> None:
         if lines:
             print("\n".join(lines) + "\n")
     for gate in _gates(found):
-        print(gate)
+        if is_whole or gate.value is not None:
+            print(gate)
     for name, why in found.left_out.items():
         print(f"note    {name} was left out: {why}")
     for failure in found.failures:
         print(f"FAILED  {failure}")
 
 
-def _gates(found: Found) -> Sequence[object]:
-    marks = list(gates(found.runs, found.latency)) if found.runs or found.latency else []
-    return [*marks, *(own.gates(found.own) if found.own else ())]
+def _gates(found: Found) -> list[Gate]:
+    return [*gates(found.runs, found.latency), *(own.gates(found.own) if found.own else ())]
 
 
 def _say(text: str) -> None:

@@ -68,11 +68,11 @@ def render(runs: Runs) -> list[str]:
     """The lines of the table; none without runs."""
     if not runs:
         return []
-    ratios = "".join(f"  {'to ' + peer:>17s}" for peer in PEERS)
-    lines = [
-        f"{'scenario':25s} {'system':21s} {'CPU us':>7s} {'spread':>6s} {'msg/s':>6s} {'p50 ms':>6s} {'p95':>6s} {'p99':>6s}"
-        f" {'PSS MiB':>7s}{ratios}"
-    ]
+    header = (
+        f"{'scenario':25s} {'system':21s} {'CPU us':>7s} {'spread':>6s} {'msg/s':>6s}"
+        f" {'p50 ms':>6s} {'p95':>6s} {'p99':>6s} {'PSS MiB':>7s}"
+    )
+    lines = [header + "".join(f"  {'to ' + peer:>17s}" for peer in PEERS)]
     for scenario, run in runs.values():
         label = scenario.label
         for name, rounds in run.rounds.items():
@@ -141,7 +141,7 @@ def gates(runs: Runs, found: Mapping[str, Latency]) -> list[Gate]:
 
 def _figures(rounds: Sequence[LabRound]) -> str:
     def median(name: str) -> float:
-        return statistics.median(getattr(one, name) for one in rounds)
+        return float(statistics.median(getattr(one, name) for one in rounds))
 
     cpu_us = [one.cpu_us for one in rounds]
     return (

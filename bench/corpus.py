@@ -23,9 +23,23 @@ TTL_S = 86_400  # nothing is asked twice by one process
 SIGNED = [b"from", b"to", b"subject", b"date", b"message-id", b"mime-version", b"content-type"]
 SIGNATURE_BYTES = 650
 WORDS = (
-    "the of and to in is you that it he was for on are as with his they at be this have from or one had by word but not what "
-    "all were we when your can said there use an each which she do how their if will up other about out many then them these"
-).split()
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "you",
+    "that",
+    "it",
+    "he",
+    "was",
+    "for",
+    "what",
+    "their",
+    "which",
+    "would",
+)
 
 
 @dataclass(frozen=True, slots=True)

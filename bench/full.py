@@ -1,7 +1,7 @@
 """mxgate with everything on, in a world of its own: SPF, DKIM, ARC, DMARC, greylist (delay 0), metrics, JSON log.
 
-The world is a corpus of signed messages, a name server that knows their senders, and where the state is; nothing else of
-this machine or of any network is asked.  Used by the benchmarks that need no peer: smoke, soak, growth, workers.
+The world is a corpus of signed messages, a name server that knows their senders, and where the state is; nothing else
+of this machine or of any network is asked.  Used by the benchmarks that need no peer: smoke, soak, growth, workers.
 """
 
 import asyncio

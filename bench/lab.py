@@ -1,7 +1,7 @@
 """The performance lab beside the checkout (../shared/lab/perf): starting its runs, and reading what they wrote.
 
-The lab puts the same signed messages on mxgate and on its peers in turn, in namespaces of its own; its README is the manual.
-It is used as it is. Where it is not, not set up, or cannot run, `Lab.find` says why.
+The lab puts the same signed messages on mxgate and on its peers in turn, in namespaces of its own; its README is the
+manual.  It is used as it is.  Where it is not, not set up, or cannot run, `Lab.find` says why.
 """
 
 import json

@@ -1,10 +1,12 @@
 """How long a client waits for the reply to its final dot, at half of what each system carries.
 
-Each system's capacity is measured first: 20 connections that never wait. Then messages begin at half that rate, at random
-intervals, so that they meet as strangers' mail does; the downstream alone gets the rate of mxgate. The systems take turns.
+Each system's capacity is measured first: 20 connections that never wait.  Then messages begin at half that rate, at
+random intervals, so that they meet as strangers' mail does; the downstream alone gets the rate of the fastest.  The
+systems take turns.
 
-They are those of the performance lab (lab.py), with its DNS, Redis and messages, in namespaces as its run.sh makes them; the
-clients and the downstream are ours, since the lab's know no rate. `measure` starts `python -m bench.latency` in there.
+They are those of the performance lab (lab.py), with its DNS, Redis and messages, in namespaces as its run.sh makes
+them; the clients and the downstream are ours, since the lab's know no rate.
+`measure` starts `python -m bench.latency` in there.
 """
 
 import json

@@ -30,6 +30,7 @@ GROWTH_MOST = 1.05
 # Ten thousand messages have filled every cache; what is later added is added by messages.
 SETTLED = 10_000
 GROWTH_STEPS = (SETTLED, 100_000)
+QUICK_STEPS = (2_000,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def measure(*, mxgate: str = "", is_quick: bool = False) -> Own:
             *_starts(around, rounds),
             _workers(around, rounds, messages),
             _scrape(around),
-            memory_after(around, GROWTH_STEPS[:1] if is_quick else GROWTH_STEPS),
+            memory_after(around, QUICK_STEPS if is_quick else GROWTH_STEPS),
         )
 
 
@@ -144,12 +145,13 @@ def render(own: Own) -> list[str]:
         f"{one.all_mib:.1f} MiB after {messages:,} (the worker {one.worker_mib:.1f})"
         for messages, one in own.memory.items()
     )
+    starts, workers, scrape = own.start_s, own.workers, own.scrape
+    start = f"{statistics.median(starts):.2f} s ({min(starts):.2f}-{max(starts):.2f} of {len(starts)})"
+    idle = f"idle: {scrape.idle_share:.2%} of a core"
     return [
-        f"start to the first 220: {statistics.median(own.start_s):.2f} s"
-        f" ({min(own.start_s):.2f}-{max(own.start_s):.2f} of {len(own.start_s)}), CPU {statistics.median(own.start_cpu_s):.2f} s",
-        f"two workers to one: CPU of a message {own.workers.cpu}, messages/s {own.workers.throughput}",
-        f"merged scrape of two workers: {own.scrape.cpu_ms:.1f} ms CPU, {own.scrape.bytes / KIB:.0f} KiB;"
-        f" idle: {own.scrape.idle_share:.2%} of a core",
+        f"start to the first 220: {start}, CPU {statistics.median(own.start_cpu_s):.2f} s",
+        f"two workers to one: CPU of a message {workers.cpu}, messages/s {workers.throughput}",
+        f"merged scrape of two workers: {scrape.cpu_ms:.1f} ms CPU, {scrape.bytes / KIB:.0f} KiB; {idle}",
         f"PSS of supervisor and one worker: {memory} messages",
     ]
 

@@ -1,13 +1,13 @@
 """`bench smoke`: does a message still cost what it did?  Guards the hot path against regressions.
 
-The real gateway with everything on (SPF, DKIM, ARC, DMARC, greylist, metrics, log; warm DNS) runs under callgrind, which
-counts the instructions of its worker, in a few rounds of signed messages, one connection after the other. So does a fixed
-piece of pure Python (workload.py). The ratio of both is compared with the one in smoke.json: above it by more than 10 %
-is a failure.
+The real gateway with everything on (SPF, DKIM, ARC, DMARC, greylist, metrics, log; warm DNS) runs under callgrind,
+which counts the instructions of its worker, in a few rounds of signed messages, one connection after the other.  So
+does a fixed piece of pure Python (workload.py).  The ratio of both is compared with the one in smoke.json: above it by
+more than 10 % is a failure.
 
-Why instructions: unlike time they hardly depend on what else the machine does (docs/performance.md has what was measured).
-What an idle gateway does each second is counted first and taken off; the rest of the noise is in when events come together, so
-the lowest round counts. It does not see the kernel, caches and waiting: those are for `bench` and `bench forward`.
+Why instructions: unlike time they hardly depend on what else the machine does (docs/performance.md has what was
+measured).  What an idle gateway does each second is counted first and taken off; the rest of the noise is in when
+events come together, so the lowest round counts.  It does not see the kernel, caches and waiting: `bench` does.
 
 A change that is meant to cost more, or that made messages cheaper, writes the reference anew: `bench smoke --write`.
 """
@@ -60,10 +60,12 @@ def main(arguments: Sequence[str]) -> int:
         print(f"bench: {error}", file=sys.stderr)
         return FAILED
     now = min(messages) / unit
+    rounds_text = ", ".join(f"{each / 1e6:.3f}" for each in messages)
     print(
-        f"Instructions for one signed message of 2 KiB, everything on: {', '.join(f'{each / 1e6:.3f}' for each in messages)} M"
-        f" in {len(messages)} rounds;\none unit of plain Python: {unit / 1e6:.3f} M. Ratio {now:.2f}; {time.monotonic() - begun:.0f} s."
+        f"instructions of a signed message of 2 KiB, everything on: {rounds_text} M in {len(messages)} rounds"
     )
+    print(f"instructions of one unit of plain Python: {unit / 1e6:.3f} M")
+    print(f"ratio: {now:.2f}; it took {time.monotonic() - begun:.0f} s")
     if given.write:
         REFERENCE.write_text(
             json.dumps({"ratio": round(now, 3), "python": platform.python_version()}, indent=1) + "\n"

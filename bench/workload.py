@@ -1,8 +1,8 @@
 """A fixed piece of pure Python, to which `bench smoke` compares what the gateway does for a message.
 
-It does what such a program does all day: calls, attributes, dictionaries, small objects, bytes cut and joined, generators
-stepped, numbers formatted. What a Python does differently from another one (its version, how it was built) touches both
-sides alike. Never change it: the reference in smoke.json is a ratio to it.
+It does what such a program does all day: calls, attributes, dictionaries, small objects, bytes cut and joined,
+generators stepped, numbers formatted. What a Python does differently from another one (its version, how it was built)
+touches both sides alike. Never change it: the reference in smoke.json is a ratio to it.
 
 As a program it says "ready", awaits a line, does its units, says "done", and awaits the end of its input.
 """
