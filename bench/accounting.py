@@ -160,8 +160,9 @@ class Group:
     def pids(self) -> list[int]:
         return self.meter.pids(self.process.pid)
 
-    def pss_mib(self) -> float:
-        return sum(_pss_kib(pid) for pid in self.pids()) / 1024
+    def pss_mib(self, pids: Collection[int] | None = None) -> float:
+        """Of these of its processes; None: of all."""
+        return sum(_pss_kib(pid) for pid in (self.pids() if pids is None else pids)) / 1024
 
     def wait_quiet(self, quiet_s: float = 0.3, limit_s: float = 60.0) -> None:
         """Return when the group has used no CPU for `quiet_s`: what it still owed to the last load is paid."""

@@ -1,9 +1,10 @@
 /* sink.c - the downstream of every measured system: accepts all mail, counts it, keeps nothing.
  *
- *   sink PORT
+ *   sink PORT [LOG]
  *
  * Listens on 127.0.0.1:PORT and prints "ready".  Each line on standard input is answered by one line of JSON with what
- * arrived since the last one; the end of standard input ends the program.
+ * arrived since the last one; the end of standard input ends the program.  LOG gets a line with the number of each message,
+ * and is complete when the program has ended.
  *
  * It must cost little and the same for every system, so it does not look at every byte: a message ends when the bytes
  * received end in CRLF "." CRLF.  That is right for clients that wait for the reply to the dot before they go on, which
@@ -41,6 +42,7 @@ typedef struct {
 } Connection;
 
 static int poller;
+static FILE *log_file;
 static long connections, commands, messages, damaged, number_sum, content_bytes;
 
 static void say(Connection *c, const char *text) {
@@ -55,7 +57,9 @@ static void end_of_content(Connection *c) {
     c->in_content = 0;
     messages++;
     if (mark && c->head + c->head_used - mark >= (long)sizeof MARK - 1 + MARK_DIGITS) {
-        number_sum += atol(mark + sizeof MARK - 1);
+        long number = atol(mark + sizeof MARK - 1);
+        number_sum += number;
+        if (log_file) fprintf(log_file, "%ld\n", number);
         content_bytes += c->content_bytes - (mark - c->head) - 3; /* without the dot's line */
     } else {
         damaged++;
@@ -141,7 +145,8 @@ int main(int argc, char **argv) {
     static Connection control, acceptor;
     int one = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     struct sockaddr_in here = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    if (argc != 2) { fprintf(stderr, "usage: sink PORT\n"); return 2; }
+    if (argc != 2 && argc != 3) { fprintf(stderr, "usage: sink PORT [LOG]\n"); return 2; }
+    if (argc == 3 && !(log_file = fopen(argv[2], "w"))) { perror(argv[2]); return 1; }
     here.sin_port = htons(atoi(argv[1]));
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (bind(listener, (void *)&here, sizeof here) || listen(listener, 4096)) { perror("sink: listen"); return 1; }
@@ -158,7 +163,7 @@ int main(int argc, char **argv) {
             Connection *c = events[i].data.ptr;
             if (c == &control) {
                 ssize_t got = read(0, block, sizeof block);
-                if (got <= 0) return 0;
+                if (got <= 0) return log_file && fclose(log_file) ? 1 : 0;
                 for (ssize_t k = 0; k < got; k++) if (block[k] == '\n') report();
             } else if (c == &acceptor) {
                 int fd = accept(listener, 0, 0);

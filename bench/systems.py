@@ -101,7 +101,7 @@ class Starter:
         except (OSError, subprocess.SubprocessError) as error:
             raise CannotRun(f"it does not start as {shlex.join(command)}: {error}") from error
         try:
-            _wait_for_banner(port, group)
+            wait_for_banner(port, group)
         except CannotRun as error:
             group.stop()
             said = " / ".join(log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
@@ -131,8 +131,9 @@ class Starter:
                 raise CannotRun(f"no system is called {name}: there are {', '.join(SYSTEMS)}")
 
 
-def _wait_for_banner(port: int, group: Group) -> None:
-    end = time.monotonic() + START_TIMEOUT_S
+def wait_for_banner(port: int, group: Group, *, timeout_s: float = START_TIMEOUT_S) -> None:
+    """Return when a new connection is greeted with 220; raises CannotRun when that does not happen."""
+    end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if not group.is_running():
             raise CannotRun(f"it ended with {group.process.returncode}")
@@ -143,5 +144,5 @@ def _wait_for_banner(port: int, group: Group) -> None:
                     return
         except OSError:
             pass
-        time.sleep(0.1)
-    raise CannotRun(f"no banner within {START_TIMEOUT_S:.0f} s")
+        time.sleep(0.01)
+    raise CannotRun(f"no banner within {timeout_s:.0f} s")

@@ -78,7 +78,10 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Something that must be reached.  `value` is None when this run could not tell; `is_strict`: less, not at most."""
+    """Something that must be reached.  `value` is None when this run could not tell; `is_strict`: less, not at most.
+
+    is_floor: it must be at least that.
+    """
 
     label: str
     value: float | None
@@ -86,17 +89,21 @@ class Gate:
     goal: float | None = None
     unit: str = ""
     is_strict: bool = False
+    is_floor: bool = False
 
     @property
     def is_reached(self) -> bool | None:
         if self.value is None:
             return None
+        if self.is_floor:
+            return self.value >= self.must
         return self.value < self.must if self.is_strict else self.value <= self.must
 
     def __str__(self) -> str:
         word = {True: "ok", False: "MISSED", None: "-"}[self.is_reached]
         value = "not measured" if self.value is None else f"{self.value:.2f}{self.unit}"
-        bound = f"must be {'below' if self.is_strict else 'at most'} {self.must:.2f}{self.unit}"
+        side = "at least" if self.is_floor else "below" if self.is_strict else "at most"
+        bound = f"must be {side} {self.must:.2f}{self.unit}"
         goal = "" if self.goal is None else f", goal {self.goal:.2f}{self.unit}"
         return f"{word:6s}  {self.label}: {value} ({bound}{goal})"
 

@@ -26,7 +26,10 @@ class CountsDiffer(CannotRun):
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What one load did, as its clients saw it.  Latencies are from connecting to the reply to the dot."""
+    """What one load did, as its clients saw it.
+
+    Latencies are from connecting to the reply to the dot; dot_*: from the dot to its reply.
+    """
 
     accepted: int
     refused: int
@@ -37,6 +40,10 @@ class Sent:
     cpu_s: float
     p50_ms: float
     p95_ms: float
+    p99_ms: float
+    dot_p50_ms: float
+    dot_p95_ms: float
+    dot_p99_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +72,22 @@ def compile_programs(directory: Path) -> None:
     if compiler is None:
         raise CannotRun("the load generator needs a C compiler: apt-get install gcc libc6-dev")
     for name in ("load", "sink"):
-        command = [compiler, "-O2", "-o", str(directory / name), str(SOURCES / f"{name}.c")]
+        command = [compiler, "-O2", "-o", str(directory / name), str(SOURCES / f"{name}.c"), "-lm"]
         built = subprocess.run(command, capture_output=True, text=True, check=False)
         if built.returncode:
             raise CannotRun(f"{name}.c does not compile: {built.stderr.strip()}")
 
 
 class Sink:
-    """The downstream.  A context manager."""
+    """The downstream.  A context manager.
 
-    def __init__(self, programs: Path) -> None:
-        self.port = free_port()
+    log: gets a line with the number of each message, and is complete when the sink was stopped.
+    """
+
+    def __init__(self, programs: Path, log: Path | None = None, port: int = 0) -> None:
+        self.port = port or free_port()
         self._process = subprocess.Popen(
-            [str(programs / "sink"), str(self.port)],
+            [str(programs / "sink"), str(self.port), *([str(log)] if log else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -130,11 +140,24 @@ class Sink:
 
 
 @dataclass(frozen=True, slots=True)
+class CorpusFiles:
+    """Messages as they go over the wire, and where each begins and whose it is; load.c says how that is written."""
+
+    index: Path
+    data: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """`messages` messages of `size_bytes`, one per connection, to `port`.
 
     recipients: how many addresses they go to in turn; 0: each to an address of its own.
     first: the number of the first message; never use a number twice where recipients must be new.
+    corpus: messages to send in turn instead of those that are made up; size and recipients are theirs.
+    address: of the server.
+    rate: messages a second that begin on average; 0: as many as the connections carry.
+    log: gets a line for each attempt, as load.c says.
+    is_persistent: who is not accepted comes again until he is.
     """
 
     programs: Path
@@ -144,17 +167,24 @@ class Load:
     connections: int = 20
     first: int = 0
     recipients: int = 100
+    corpus: CorpusFiles | None = None
+    address: str = "127.0.0.1"
+    rate: float = 0.0
+    log: Path | None = None
+    is_persistent: bool = False
 
     def run(self) -> Sent:
-        with self._start() as process:
-            return _sent(process)
+        with self.start() as process:
+            return sent_by(process)
 
     def hold(self) -> "Held":
         """All connections at once send all but the final dot, and wait; `connections` does not matter."""
-        return Held(self._start("-H"), self.messages)
+        return Held(self.start("-H"), self.messages)
 
-    def _start(self, *more: str) -> subprocess.Popen[str]:
-        options = {
+    def start(self, *more: str) -> subprocess.Popen[str]:
+        """The running load; `sent_by` waits for its end.  `more`: what load.c understands besides."""
+        options: dict[str, object] = {
+            "-a": self.address,
             "-p": self.port,
             "-s": self.size_bytes,
             "-c": min(self.connections, self.messages),
@@ -162,9 +192,15 @@ class Load:
             "-f": self.first,
             "-r": self.recipients,
         }
+        if self.corpus:
+            options |= {"-i": self.corpus.index, "-d": self.corpus.data}
+        if self.rate:
+            options["-R"] = self.rate
+        if self.log:
+            options["-l"] = self.log
         words = [word for option, value in options.items() for word in (option, str(value))]
         return subprocess.Popen(
-            [str(self.programs / "load"), *words, *more],
+            [str(self.programs / "load"), *words, *(["-A"] if self.is_persistent else []), *more],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -199,10 +235,11 @@ class Held:
 
     def release(self) -> Sent:
         """Send the dots, and wait for the replies."""
-        return _sent(self._process, "\n")
+        return sent_by(self._process, "\n")
 
 
-def _sent(process: subprocess.Popen[str], words: str = "") -> Sent:
+def sent_by(process: subprocess.Popen[str], words: str = "") -> Sent:
+    """What a load did, when it has ended; `words` go to its standard input."""
     output, _ = process.communicate(words)
     if process.returncode:
         raise CannotRun(f"the load ended with {process.returncode}")

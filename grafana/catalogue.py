@@ -35,6 +35,7 @@ _NOWHERE = "127.0.0.1:9"
 # Policies that need something before they start.
 _SETTINGS = {
     "dnsbl": 'policy.dnsbl.settings.lists=[{zone="bl.example.org"}]',
+    "http_hook": 'policy.http_hook.settings.url="http://127.0.0.1:9/"',
 }
 # Labels of one value for each thing of the operator's or of the plan; what counts as bound is only an example.
 OPEN_LABELS = frozenset(

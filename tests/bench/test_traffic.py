@@ -6,12 +6,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench.systems import AIOSMTPD, Starter
-from bench.traffic import CannotRun, CountsDiffer, Load, Sent, Sink, compile_programs
+from bench.traffic import CannotRun, CountsDiffer, Load, Sink, compile_programs
 
 pytestmark = [
     pytest.mark.e2e,
@@ -60,14 +61,16 @@ def test_holds_before_the_final_dot(programs: Path, sink: Sink) -> None:
 
 def test_a_lost_message_is_found(programs: Path, sink: Sink) -> None:
     sent = Load(programs, sink.port, 2048, messages=20).run()
-    promised = Sent(21, 0, 0, sent.number_sum + 20, sent.content_bytes + 2048, 1.0, 0.1, 1.0, 1.0)
+    promised = replace(
+        sent, accepted=21, number_sum=sent.number_sum + 20, content_bytes=sent.content_bytes + 2048
+    )
     with pytest.raises(CountsDiffer, match="21 messages were accepted, 20 arrived"):
         sink.check(promised)
 
 
 def test_a_changed_message_is_found(programs: Path, sink: Sink) -> None:
     sent = Load(programs, sink.port, 2048, messages=20).run()
-    promised = Sent(20, 0, 0, sent.number_sum, sent.content_bytes + 1, 1.0, 0.1, 1.0, 1.0)
+    promised = replace(sent, content_bytes=sent.content_bytes + 1)
     with pytest.raises(CountsDiffer, match="bytes instead of"):
         sink.check(promised)
 
