@@ -85,9 +85,27 @@ _TIMES = Row(
     ),
 )
 
+_CALLOUTS = Row(
+    "Callouts",
+    (
+        Panel(
+            "Requests to services",
+            "Of policies that ask a service by HTTP, as rspamd and http_hook do. Where none is in the plan: nothing.",
+            "ops",
+            (Query(rate("mxgate_http_requests_total", "policy, outcome"), "{{policy}} {{outcome}}"),),
+        ),
+        Panel(
+            "99 % of requests take less than",
+            "From the request to the end of the service's answer.",
+            "s",
+            (Query(quantile(0.99, "mxgate_http_duration_seconds", "policy"), "{{policy}}"),),
+        ),
+    ),
+)
+
 POLICIES = Dashboard(
     "mxgate-policies",
     "mxgate / Policies",
     "What each policy decides, would decide, takes and fails at.",
-    (_DECISIONS, _TIMES),
+    (_DECISIONS, _TIMES, _CALLOUTS),
 )
