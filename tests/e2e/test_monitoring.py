@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import trustme
@@ -70,6 +72,18 @@ CHAIN = (
     b"ARC-Message-Signature: i=1; a=rsa-sha256; c=relaxed/relaxed; d=pass.example.com; s=s; h=from; bh=AAAA; b=AAAA\r\n"
     b"ARC-Authentication-Results: i=1; pass.example.com; spf=pass\r\n"
 )
+
+
+class Agrees(BaseHTTPRequestHandler):
+    """The service of http_hook: it has nothing against any mail."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """It has nothing to say either."""
 
 
 @dataclass
@@ -177,6 +191,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         redis = RedisServer()
         closing(redis)
         tls = issue(directory)
+        service = ThreadingHTTPServer((LOOPBACK, 0), Agrees)
+        Thread(target=service.serve_forever, daemon=True).start()
+        stack.callback(service.server_close)
+        stack.callback(service.shutdown)
         admin = f"{LOOPBACK}:{free_port()}"
         config = config_for(
             downstream.address,
@@ -194,6 +212,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                 "admin": {"listen": admin},
                 "policy": {
                     "greylist": {"mode": "enforce", "exempt": [f"{KNOWN}/32"]},
+                    "http_hook": {
+                        "mode": "enforce",
+                        "settings": {"url": f"http://{LOOPBACK}:{service.server_port}/"},
+                    },
                     "odd": {"file": str(policy), "mode": "observe"},
                 },
             },
