@@ -117,8 +117,9 @@ Downstream, Process. Import them (Dashboards, New, Import), or let the chart do 
 the variables `datasource`, `job` and `instance`, and links to the others. In a data source's settings, an exemplar link with
 the label `tx` leads from a dot in a latency panel to the transaction.
 
-Their structure is tested against Grafana's JSON model, and every expression against a real Prometheus that scraped a gateway
-with mail; no Grafana was at hand to look at them in.
+No Grafana was at hand to look at them in. Instead their structure is tested (ids, a grid without overlaps, variables, units),
+and so is every expression, by a real Prometheus that scraped a gateway with mail; Grafana's own Python model of dashboards
+(grafana-foundation-sdk 10.1.0) reads all seven and loses no field of a panel.
 
 ## Rules
 
