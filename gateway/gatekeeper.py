@@ -710,7 +710,7 @@ class Conversation:
             mail_from=mail_from.text if mail_from is not None else "",
             rcpts=[rcpt.mailbox.text for rcpt in rcpts[:_LOGGED_RCPTS]],
             rcpt_count=len(open_.accepted),
-            refused=[_refusal(rcpt, word) for rcpt, word in open_.refused[:_LOGGED_RCPTS]],
+            refused=[_refusal(rcpt, word) for rcpt, word in open_.refused[-_LOGGED_RCPTS:]],
             refused_count=len(open_.refused),
             observed=_observed(open_.trail) if open_.trail else "",
             route=open_.route or "",

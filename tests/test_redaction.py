@@ -116,6 +116,7 @@ def shown(redaction: Redaction | None, **query: str) -> dict[str, Any]:
 
 
 def test_decisions_are_shown_redacted_and_found_by_what_they_hide() -> None:
+    record: dict[str, Any] = {}
     for query in ({"rcpt": "bob@example.org"}, {"tx": "1m80vxzckjnp001-1", "client": "192.0.2.7"}):
         record = shown(BOTH, **query)
         text = json.dumps(record)

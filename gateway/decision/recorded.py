@@ -82,7 +82,7 @@ def read_record(record: object) -> Recorded:
         raise RecordError("the file holds no JSON object")
     at = _At(record)
     if "header_octets" not in record:
-        raise RecordError("header_octets: not there; ask for the record by its id, then it comes in full")
+        raise RecordError("header_octets: not there; ask for the record by its id; log.redact holds it back")
     smtputf8 = at.flag("smtputf8")
     return Recorded(
         tx=at.text("tx"),

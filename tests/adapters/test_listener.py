@@ -18,6 +18,7 @@ import trustme
 import uvloop
 
 from gateway.adapters.listener import Connection, Listener, ListenerSettings, _tls_class
+from gateway.debugging import Debugging
 from gateway.gatekeeper import Gatekeeper, GatekeeperSettings
 from gateway.mail.body import Spool
 from gateway.policy import Outcome
@@ -25,7 +26,7 @@ from gateway.session import TlsInfo
 from gateway.smtp.reply import Reply
 from gateway.smtp.server import ServerSettings
 from gateway.verdict import Stage, reject
-from tests.fakes import STORED, FakeRelay, FakeServices, LoopTime, Says, pipeline_of
+from tests.fakes import STORED, FakeLog, FakeRelay, FakeServices, LoopTime, Says, pipeline_of
 
 P = ParamSpec("P")
 
@@ -538,6 +539,45 @@ async def test_who_speaks_before_the_greeting_is_refused(world: World) -> None:
     client.close()
     await world.empty()
     assert world.count("closed_sessions") == {"early_talker": 1}
+    (line,) = world.services.log.of("info")
+    assert (line.event, line.keys) == (
+        "session.ended",
+        {"session": "T0", "client": "127.0.0.1", "helo": "", "reason": "early_talker"},
+    )
+
+
+@dialogue(timed=True, max_connections_per_client=1)
+async def test_who_is_turned_away_has_a_line_but_cannot_flood_the_log(world: World) -> None:
+    await world.greeted()
+    for _ in range(30):
+        await (await world.connect()).rest()
+    lines = world.services.log.of("info")
+    assert len(lines) == 20
+    assert (lines[0].event, lines[0].keys) == (
+        "connection.refused",
+        {"client": "127.0.0.1", "reason": "client_limit"},
+    )
+    await world.advance(1)
+    (untold,) = world.services.log.of("warning")
+    assert (untold.event, untold.keys) == ("session.untold", {"count": 10})
+    await (await world.connect()).rest()
+    assert len(world.services.log.of("info")) == 21
+
+
+@dialogue()
+async def test_a_client_that_is_debugged_is_heard_in_full_but_for_its_content(world: World) -> None:
+    log = FakeLog()
+    world.listener.debugging = Debugging(log, [ip_network("127.0.0.0/8")])
+    client = await world.greeted()
+    await client.say("MAIL FROM:<a@example.net>", "RCPT TO:<b@example.org>", "DATA")
+    await client.say("Subject: secret\r\n.")
+    await client.say("QUIT")
+    await world.until(lambda: not world.listener.sessions)
+    told = [(line.keys["side"], str(line.keys["line"])[:12]) for line in log.lines]
+    assert ("client", "MAIL FROM:<a") in told
+    assert told.index(("client", "RCPT TO:<b@e")) < told.index(("gateway", "354 End data"))
+    assert told[-2:] == [("client", "QUIT"), ("gateway", "221 2.0.0 By")]
+    assert "secret" not in str(log.lines)
 
 
 @dialogue(timed=True, greeting_delay_s=2.0)

@@ -132,6 +132,15 @@ def test_text() -> None:
     assert other == head.format("relay") + ('warning: relay.host_down host=mta:25 detail="no route = none"')
 
 
+def test_text_names_the_recipient_that_was_refused_and_not_those_that_were_taken() -> None:
+    with opened("text") as lines:
+        lines.log.info("transaction.refused", **TRANSACTION | {"rcpts": ["bob@example.org"], "rcpt_count": 1})
+        line = lines.read()
+    assert ": 550 5.7.1 <ann@example.com>: Relaying denied; " in line
+    assert " to=<ann@example.com> proto=" in line
+    assert "bob" not in line
+
+
 @given(
     text=st.text()
     | st.text(alphabet='<>[]()=;:," \\x\n')

@@ -145,22 +145,21 @@ def mounted(folder: Path, number: int) -> None:
 
 
 def test_a_certificate_is_followed_through_links(tmp_path: Path) -> None:
-    log, serials = FakeLog(), []
-    trusting = None
+    made = []
     for number in (1, 2):
         folder = tmp_path / f"..{number}"
         folder.mkdir()
-        made = Files(folder)
-        made.issue()
-        mounted(tmp_path, number)
-        if trusting is None:
-            for name in ("cert.pem", "key.pem"):
-                (tmp_path / name).symlink_to(f"..data/{name}")
-            server = ServerTls(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"), log)
-        trusting = made.trusting
-        server.refresh()
-        serials.append(serial(handshake(server.context, trusting)))
-    assert serials[0] != serials[1]
+        made.append(Files(folder))
+        made[-1].issue()
+    mounted(tmp_path, 1)
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).symlink_to(f"..data/{name}")
+    log = FakeLog()
+    server = ServerTls(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"), log)
+    first = serial(handshake(server.context, made[0].trusting))
+    mounted(tmp_path, 2)
+    server.refresh()
+    assert serial(handshake(server.context, made[1].trusting)) != first
     assert [line.event for line in log.lines] == ["tls.reloaded"]
 
 

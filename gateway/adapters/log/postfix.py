@@ -55,7 +55,7 @@ def postfix_line(hostname: str, pid: int) -> Callable[[str, str, str, Mapping[st
         if event in _SENT:
             noun, told = "smtpd", _sent(event, keys)
         elif event in _REFUSED:
-            noun, told = "smtpd", _refused(keys)
+            noun, told = "smtpd", _refused(event, keys)
         elif event == "transaction.aborted":
             noun, told = "smtpd", _aborted(keys)
         elif event in ("session.ended", "connection.refused"):
@@ -79,10 +79,10 @@ def _sent(event: str, keys: Mapping[str, object]) -> str:
     )
 
 
-def _refused(keys: Mapping[str, object]) -> str:
-    rcpts = _rcpts(keys)
-    # Postfix names the recipient in front of the words about it
-    about = f"<{rcpts[0]}>: " if rcpts and keys.get("stage") == "rcpt" else ""
+def _refused(event: str, keys: Mapping[str, object]) -> str:
+    rcpts = _refused_rcpts(keys) if event == "transaction.refused" else _rcpts(keys)
+    # Postfix names the recipient in front of the words about it; here the last of them decided
+    about = f"<{rcpts[-1]}>: " if rcpts and keys.get("stage") == "rcpt" else ""
     code, enhanced = _number(keys, "code"), _word(keys.get("enhanced"))
     return (
         f"NOQUEUE: reject: {_stage(keys)} from {_client(keys)}: "
@@ -144,6 +144,13 @@ def _client(keys: Mapping[str, object]) -> str:
 def _rcpts(keys: Mapping[str, object]) -> list[str]:
     rcpts = keys.get("rcpts")
     return [_bracketed(rcpt) for rcpt in rcpts] if isinstance(rcpts, list | tuple) else []
+
+
+def _refused_rcpts(keys: Mapping[str, object]) -> list[str]:
+    """Of what `refused` says of each: code, enhanced code, policy, reason, and the address, which may hold blanks."""
+    refused = keys.get("refused")
+    told = [str(each).split(" ", 4) for each in refused] if isinstance(refused, list | tuple) else []
+    return [_bracketed(each[4]) for each in told if len(each) == 5]
 
 
 def _reply(keys: Mapping[str, object]) -> str:
