@@ -98,6 +98,29 @@ def test_installs_with_plain_pip_and_serves(
         running.kill()
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_the_image_pins_has_wheels_for(version: str, tmp_path: Path) -> None:
+    # pip goes by the markers of the Python that it runs on; what only another one needs does no harm
+    lock = tmp_path / "all.lock"
+    lock.write_text(re.sub(r" ; [^\\\n]*", " ", (ROOT / "deploy" / "requirements.lock").read_text()))
+    only = ["--no-deps", "--require-hashes", "--only-binary", ":all:", "--python-version", version]
+    words = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        *only,
+        "-r",
+        str(lock),
+        "-d",
+        str(tmp_path / "wheels"),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(tmp_path / "wheels")
+
+
 @pytest.fixture(scope="module")
 def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Debian]:
     root = tmp_path_factory.mktemp("fresh") / "root"
