@@ -12,9 +12,10 @@ A client whose lists weigh `threshold` or more together is refused with 550 5.7.
 list is asked once for each session. DNS trouble is no listing.
 
 A list that died often lists everybody, so lists are tested as RFC 5782 5 has it: 127.0.0.2 must be listed (of a list
-of IPv6 addresses ::ffff:127.0.0.2), and 127.0.0.1 must not, nor ::ffff:127.0.0.1. One that fails counts for nothing until a later test finds it well. That is logged
-(`list.suspended`, `list.restored`), and mxgate_dnsbl_suspended_lists counts such lists. An answer from 127.255.255.0/24
-(how lists say that they refuse to answer) or from outside 127.0.0.0/8 is never a listing, and fails a test.
+of IPv6 addresses ::ffff:127.0.0.2), and 127.0.0.1 must not, nor ::ffff:127.0.0.1. One that fails counts for nothing
+until a later test finds it well. That is logged (`list.suspended`, `list.restored`), and mxgate_dnsbl_suspended_lists
+counts such lists. An answer from 127.255.255.0/24 (how lists say that they refuse to answer) or from outside of
+127.0.0.0/8 is never a listing, and fails a test.
 """
 
 from __future__ import annotations
