@@ -2,7 +2,8 @@
 
 What a service does cannot hurt: an answer is bounded in size, in its header too, and everything in time; there are no
 redirects, cookies, proxies of the environment, netrc, or decompression. Certificates are verified against the
-system's. A connection that was kept may be dead by now: what fails so is sent once more on a new one.
+system's, or those of SSL_CERT_FILE. A connection that was kept may be dead by now: what fails so is sent once more on a
+new one.
 
 Each policy has connections of its own, so that a service that hangs holds up nobody else. Names are resolved by the
 system, as those of downstreams are.
@@ -19,6 +20,8 @@ from gateway.services import HttpError, HttpResponse, Instruments, Metrics
 
 MAX_CONNECTIONS = 64
 """Of one policy in one worker to all its services; who comes later waits, within his time."""
+CONNECT_S = 5.0
+"""For a connection, and less where a request has less in all."""
 _KEEP_S = 15.0
 _MAX_HEADER_BYTES = 8190
 _MAX_HEADERS = 128
@@ -130,7 +133,7 @@ class HttpClient:
             session = self._sessions[socket] = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
                 trust_env=False,
                 auto_decompress=False,
                 headers={"User-Agent": "mxgate", "Accept-Encoding": "identity"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from gateway.adapters import http
 from gateway.adapters.http import MAX_CONNECTIONS, HttpClient
 from gateway.services import HttpError, HttpResponse
 from gateway.testing import FakeServices
@@ -248,12 +250,26 @@ async def test_garbage_and_a_half_answer_are_errors_of_the_service(
     assert caught.value.reason in reasons
 
 
+async def test_who_does_not_take_the_connection_is_given_up_before_the_deadline(
+    client: HttpClient, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "CONNECT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening:
+        address = listening.getsockname()
+        # what is in the queue of accept is all that the kernel takes
+        queued = [socket.create_connection(address)]
+        with pytest.raises(HttpError, match="timeout"):
+            await client.request("GET", f"http://127.0.0.1:{address[1]}/")
+        for each in queued:
+            each.close()
+
+
 async def test_nobody_there_no_such_socket_and_no_such_host(client: HttpClient, tmp_path: Path) -> None:
     async with running(Service()) as service:
         url = service.url
-    for given, socket in ((url, ""), ("http://x/", str(tmp_path / "none")), ("http://no.such.invalid/", "")):
+    for given, path in ((url, ""), ("http://x/", str(tmp_path / "none")), ("http://no.such.invalid/", "")):
         with pytest.raises(HttpError) as caught:
-            await client.request("GET", given, socket=socket)
+            await client.request("GET", given, socket=path)
         assert caught.value.reason == "connect", given
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ SETTINGS: dict[str, dict[str, object]] = {
 
 
 @pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHttp]:
+def service(monkeypatch: pytest.MonkeyPatch) -> FakeHttp:
     """What all policies that ask by HTTP reach."""
     fake = FakeHttp()
     monkeypatch.setattr(WorkerHttp, "for_policy", lambda *_: fake)
