@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import trustme
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.adapters import http
 from gateway.adapters.http import MAX_CONNECTIONS, HttpClient
@@ -267,10 +269,10 @@ async def test_who_does_not_take_the_connection_is_given_up_before_the_deadline(
 async def test_nobody_there_no_such_socket_and_no_such_host(client: HttpClient, tmp_path: Path) -> None:
     async with running(Service()) as service:
         url = service.url
-    for given, path in ((url, ""), ("http://x/", str(tmp_path / "none")), ("http://no.such.invalid/", "")):
+    for asked, path in ((url, ""), ("http://x/", str(tmp_path / "none")), ("http://no.such.invalid/", "")):
         with pytest.raises(HttpError) as caught:
-            await client.request("GET", given, socket=path)
-        assert caught.value.reason == "connect", given
+            await client.request("GET", asked, socket=path)
+        assert caught.value.reason == "connect", asked
 
 
 async def test_a_certificate_is_verified(
@@ -347,3 +349,36 @@ async def test_who_goes_away_leaves_nothing_behind(client: HttpClient) -> None:
         with pytest.raises(asyncio.CancelledError):
             await asking
         await client.close()
+
+
+PIECES = st.sampled_from(
+    (
+        *(b"HTTP/1.1 200 OK\r\n", b"HTTP/1.0 204 \r\n", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        *(b"Content-Length: 2\r\n", b"Content-Length: 99999999999999999999\r\n"),
+        *(
+            b"Transfer-Encoding: chunked\r\n",
+            b"Content-Encoding: gzip\r\n",
+            b"Set-Cookie: a=b; Expires=x\r\n",
+        ),
+        *(b"Location: http://[x/\r\n", b"Connection: upgrade\r\nUpgrade: h2c\r\n", b"X-A: \xff\r\n"),
+        *(b"\r\n", b"\n", b"\0", b"2\r\nok\r\n0\r\n\r\n", b"ok", b" folded\r\n", b":\r\n", b"-1\r\n"),
+    )
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(PIECES | st.binary(max_size=20), max_size=8).map(b"".join))
+def test_any_octets_are_an_answer_or_the_one_error(octets: bytes) -> None:
+    async def check() -> None:
+        client = HttpClient("says", 10.0, FakeServices())
+        async with running(Service()) as service:
+            service.peer = service.answers(octets, close=True)
+            try:
+                got = await client.request("GET", service.url, max_bytes=1000)
+            except HttpError:
+                return
+            finally:
+                await client.close()
+            assert len(got.content) <= 1000
+
+    asyncio.run(check())
