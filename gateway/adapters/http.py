@@ -88,10 +88,10 @@ class HttpClient:
             raise
         except (aiohttp.ClientError, OSError) as exc:
             if isinstance(exc, aiohttp.InvalidURL):
-                raise ValueError(f"{url!r} is no URL") from exc
+                raise ValueError(f"{_shown(url)!r} is no URL") from exc
             reason = next(word for kind, word in _REASONS if isinstance(exc, kind))
             self._metrics.requests[reason].inc()
-            raise HttpError(reason, f"{url}: {str(exc)[:200] or type(exc).__name__}") from exc
+            raise HttpError(reason, f"{_shown(url)}: {str(exc)[:200] or type(exc).__name__}") from exc
         self._metrics.requests["answered"].inc()
         self._metrics.duration.observe(self._clock() - begun)
         return response
@@ -144,6 +144,13 @@ class HttpClient:
         return session
 
 
+def _shown(url: str) -> str:
+    """A URL for the log: without a user, a password, and what is asked."""
+    where = url.partition("?")[0]
+    scheme, _, rest = where.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
 async def _streamed(content: Callable[[], Iterable[bytes]]) -> AsyncIterator[bytes]:
     for block in content():
         yield block
@@ -159,7 +166,9 @@ async def _bounded(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
         left -= len(block)
         if left < 0:
             response.close()
-            raise HttpError("too_large", f"{response.url}: an answer of more than {max_bytes} octets")
+            raise HttpError(
+                "too_large", f"{_shown(str(response.url))}: an answer of more than {max_bytes} octets"
+            )
         blocks.append(block)
     return b"".join(blocks)
 

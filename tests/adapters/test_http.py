@@ -275,6 +275,15 @@ async def test_nobody_there_no_such_socket_and_no_such_host(client: HttpClient, 
         assert caught.value.reason == "connect", asked
 
 
+async def test_the_log_gets_no_secret_of_a_url(client: HttpClient) -> None:
+    async with running(Service()) as service:
+        port = service.url.split(":")[2].split("/")[0]
+    with pytest.raises(HttpError) as caught:
+        await client.request("GET", f"http://me:s3cret@127.0.0.1:{port}/x?token=s3cret")
+    assert str(caught.value).startswith(f"connect: http://127.0.0.1:{port}/x: ")
+    assert "s3cret" not in str(caught.value)
+
+
 async def test_a_certificate_is_verified(
     services: FakeServices, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
