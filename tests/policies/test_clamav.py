@@ -176,6 +176,15 @@ def test_an_answer_before_the_end_of_the_message_counts() -> None:
         assert not thread.is_alive()
 
 
+def test_each_address_of_a_name_is_tried() -> None:
+    """Where localhost is ::1 too, nobody listens there."""
+    with (
+        clamd() as fake,
+        Harness(Clamav, ClamavSettings(f"localhost:{fake.address.split(':')[1]}")) as harness,
+    ):
+        assert harness.deliver().verdict(Stage.EOM).reason == "clamav_clean"
+
+
 def test_what_clamd_said_before_it_took_no_more_is_heard(tmp_path: Path) -> None:
     """It says that a stream is too large and closes, while we are still writing: no later attempt would pass either."""
     path = str(tmp_path / "s")
