@@ -57,7 +57,7 @@ from gateway.mail.body import Spool, SpoolError
 from gateway.open_http import WorkerHttp
 from gateway.open_store import WorkerStore
 from gateway.own_names import under_name
-from gateway.pipeline import Pipeline, least_times
+from gateway.pipeline import START_S, Pipeline, least_times
 from gateway.plan import PlanError, Step
 from gateway.services import Instruments, Log, Resolver, Services
 from gateway.smtp.server import ServerSettings
@@ -205,7 +205,7 @@ class Worker:
         try:
             await pipeline.start()
         except Exception as exc:
-            raise StartError(f"a policy did not start: {exc}") from exc
+            raise StartError(start_failure(exc)) from exc
         await relay.start()
         await listener.start(listening, listening_tls)
         self._say(listening=True, policies_started=True)
@@ -354,6 +354,13 @@ class Worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         loop.add_signal_handler(signal.SIGTERM, self._drain, 0.0)
+
+
+def start_failure(exc: BaseException) -> str:
+    """Which policy did not start, and why."""
+    policy = (getattr(exc, "__notes__", None) or ["a policy"])[-1]
+    why = f"not within {START_S:g} s" if isinstance(exc, TimeoutError) and not str(exc) else repr(exc)
+    return f"{policy} did not start: {why}"
 
 
 class ResolverForPolicies(typing.Protocol):
