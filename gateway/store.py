@@ -202,7 +202,7 @@ class Keyspace:
         """Take from a token bucket; 0.0 when it had that much, else nothing is taken, and how many seconds to wait.
 
         A bucket fills by one second a second: of 100 tokens an hour each costs 36 s, and a burst of 20 is a capacity
-        of 720 s. A negative cost gives back what was taken.
+        of 720 s. Times are rounded to the millisecond. A negative cost gives back what was taken.
         """
         if not _SHORTEST_S <= abs(cost_s) <= capacity_s <= MAX_TTL_S:
             raise ValueError(

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -112,7 +114,7 @@ class Clamav(Policy[ClamavSettings]):
         self._counted = {word: counted.labels(word) for word in ("clean", "found", "ignored", "too_large")}
 
     async def on_eom(self, tx: Transaction) -> Verdict:
-        """Raises ClamdError, OSError and what reading from a socket raises."""
+        """Raises ClamdError and OSError."""
         assert tx.message is not None
         if tx.message.size_bytes > self.settings.max_message_bytes:
             return self._too_large()
@@ -147,44 +149,68 @@ class Clamav(Policy[ClamavSettings]):
 
     async def _scan(self, message: Message) -> str:
         """The name of the signature that fits, "" for none. The engine's deadline ends it."""
-        reader, writer = await self._connected()
-        try:
+        with await _connected(self.settings.clamd) as connection:
             # clamd may have its word before it has everything, and then it reads no more
             async with asyncio.TaskGroup() as group:
-                sending = group.create_task(_send(writer, message))
-                answer = await reader.read(_MAX_ANSWER_BYTES)
-                while answer and b"\0" not in answer and len(answer) < _MAX_ANSWER_BYTES:
-                    more = await reader.read(_MAX_ANSWER_BYTES)
-                    answer += more
-                    if not more:
-                        break
+                sending = group.create_task(_send(connection, message))
+                answer = await _answer(connection)
                 sending.cancel()
-        finally:
-            writer.transport.abort()
-        return signature_of(answer.partition(b"\0")[0])
-
-    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        clamd = self.settings.clamd
-        if clamd.startswith("/"):
-            return await asyncio.open_unix_connection(clamd)
-        host, _, port = clamd.rpartition(":")
-        return await asyncio.open_connection(host.strip("[]"), int(port))
+        return signature_of(answer)
 
 
-async def _send(writer: asyncio.StreamWriter, message: Message) -> None:
+async def _connected(clamd: str) -> socket.socket:
+    """A connection. Raises OSError.
+
+    Streams of asyncio are of no use here: one that cannot write any more does not give what there is to read.
+    """
+    loop = asyncio.get_running_loop()
+    host, _, port = clamd.rpartition(":")
+    if clamd.startswith("/"):
+        found: list[tuple[int, object]] = [(socket.AF_UNIX, clamd)]
+    else:
+        infos = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        found = [(family, address) for family, _, _, _, address in infos]
+    failure = OSError(f"{clamd} has no address")
+    for family, address in found:
+        connection = socket.socket(family, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        try:
+            await loop.sock_connect(connection, address)  # type: ignore[arg-type]  # of its own family
+        except OSError as exc:
+            connection.close()
+            failure = exc
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            return connection
+    raise failure
+
+
+async def _send(connection: socket.socket, message: Message) -> None:
     """clamd(8) INSTREAM: each block with its length in front, one of none at the end."""
-    try:
-        writer.write(b"zINSTREAM\0")
+    loop = asyncio.get_running_loop()
+    # what clamd has said, if anything, tells why it took no more
+    with suppress(ConnectionError):
+        await loop.sock_sendall(connection, b"zINSTREAM\0")
         for block in message.blocks():
-            writer.write(_SIZE.pack(len(block)) + block)
-            await writer.drain()
+            await loop.sock_sendall(connection, _SIZE.pack(len(block)) + block)
             # a clamd that takes all at once is no reason for the others to wait
             await asyncio.sleep(0)
-        writer.write(_END)
-        await writer.drain()
-    except ConnectionError:
-        # what clamd has said, if anything, tells why
-        return
+        await loop.sock_sendall(connection, _END)
+
+
+async def _answer(connection: socket.socket) -> bytes:
+    """What clamd says, up to a NUL, its end, or a limit."""
+    loop = asyncio.get_running_loop()
+    answer = b""
+    with suppress(ConnectionError):
+        while b"\0" not in answer and len(answer) < _MAX_ANSWER_BYTES:
+            block = await loop.sock_recv(connection, _MAX_ANSWER_BYTES)
+            if not block:
+                break
+            answer += block
+    return answer.partition(b"\0")[0]
 
 
 def signature_of(answer: bytes) -> str:

@@ -11,10 +11,11 @@
 A client whose lists weigh `threshold` or more together is refused with 550 5.7.1, at RCPT as the engine holds it. Each
 list is asked once for each session. DNS trouble is no listing.
 
-A list that died often lists everybody, so lists are tested as RFC 5782 5 has it: 127.0.0.2 must be listed and
-127.0.0.1 must not. One that fails counts for nothing until a later test finds it well. That is logged
-(`list.suspended`, `list.restored`), and mxgate_dnsbl_suspended_lists counts such lists. An answer from 127.255.255.0/24
-(how lists say that they refuse to answer) or from outside 127.0.0.0/8 is never a listing, and fails a test.
+A list that died often lists everybody, so lists are tested as RFC 5782 5 has it: 127.0.0.2 must be listed (of a list
+of IPv6 addresses ::ffff:127.0.0.2), and 127.0.0.1 must not, nor ::ffff:127.0.0.1. One that fails counts for nothing
+until a later test finds it well. That is logged (`list.suspended`, `list.restored`), and mxgate_dnsbl_suspended_lists
+counts such lists. An answer from 127.255.255.0/24 (how lists say that they refuse to answer) or from outside of
+127.0.0.0/8 is never a listing, and fails a test.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
-from math import isfinite
+from math import inf, isfinite
 from typing import NamedTuple
 
 from gateway.api import (
@@ -49,7 +50,9 @@ from gateway.api import (
 _TEST_EVERY_S = 3600.0
 _TEST_SUSPENDED_EVERY_S = 300.0
 # RFC 5782 5
-_MUST_BE_LISTED, _MUST_NOT_BE_LISTED = ip_address("127.0.0.2"), ip_address("127.0.0.1")
+_MUST_BE_LISTED = (ip_address("127.0.0.2"), ip_address("::ffff:127.0.0.2"))
+_MUST_NOT_BE_LISTED = (ip_address("127.0.0.1"), ip_address("::ffff:127.0.0.1"))
+_TESTS = (*_MUST_BE_LISTED, *_MUST_NOT_BE_LISTED)
 _LISTED = IPv4Network("127.0.0.0/8")
 _REFUSED = IPv4Network("127.255.255.0/24")
 
@@ -100,6 +103,13 @@ class DnsblSettings:
     on_listed: OnListed = field(
         default=OnListed.REJECT, metadata={"doc": "what becomes of mail from a client that is listed"}
     )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < inf:
+            raise ValueError("threshold is not above 0: whoever is on no list would be listed")
+        zones = [Domain(each.zone) for each in self.lists]
+        if len({*zones}) != len(zones):
+            raise ValueError("a zone stands in lists twice")
 
 
 class Listing(NamedTuple):
@@ -171,12 +181,15 @@ class Dnsbl(Policy[DnsblSettings]):
             self._health[each.zone].test_at = now + _TEST_EVERY_S
         answers = yield [
             *(entry(client, each.zone) for each in lists),
-            *(entry(_MUST_BE_LISTED, each.zone) for each in due),
-            *(entry(_MUST_NOT_BE_LISTED, each.zone) for each in due),
+            *(entry(address, each.zone) for each in due for address in _TESTS),
         ]
-        tests = answers[len(lists) :]
-        for each, is_listed, is_not in zip(due, tests[: len(due)], tests[len(due) :], strict=True):
-            self._take_test(each.zone, _what_is_wrong(is_listed, is_not))
+        at = len(lists)
+        for each in due:
+            tests = answers[at : at + len(_TESTS)]
+            self._take_test(
+                each.zone, _what_is_wrong(tests[: len(_MUST_BE_LISTED)], tests[len(_MUST_BE_LISTED) :])
+            )
+            at += len(_TESTS)
         return Listings(client, tuple(map(self._said, lists, answers[: len(lists)])))
 
     def _take_test(self, zone: str, wrong: str | None) -> None:
@@ -232,18 +245,21 @@ def _oddities(codes: Sequence[IPv4Address]) -> Iterator[str]:
             yield f"it answers {code}, which is not in {_LISTED}"
 
 
-def _what_is_wrong(must_be_listed: Answer, must_not_be: Answer) -> str | None:
+def _what_is_wrong(must_be_listed: Sequence[Answer], must_not_be: Sequence[Answer]) -> str | None:
     """What a test has shown: "" when all is well, None when there is no saying."""
     codes = tuple(
         each
-        for answer in (must_be_listed, must_not_be)
+        for answer in (*must_be_listed, *must_not_be)
         for each in answer.addresses
         if isinstance(each, IPv4Address)
     )
     if odd := _what_is_odd(codes):
         return odd
-    if must_not_be.found is Found.RECORDS:
+    if any(each.found is Found.RECORDS for each in must_not_be):
         return "it lists 127.0.0.1, and so everybody"
-    if must_be_listed.is_temporary or must_not_be.is_temporary:
+    if any(each.is_temporary for each in must_not_be):
         return None
-    return "" if must_be_listed.found is Found.RECORDS else "it does not list 127.0.0.2"
+    # a list has addresses of one version, or of both
+    if any(each.found is Found.RECORDS for each in must_be_listed):
+        return ""
+    return None if any(each.is_temporary for each in must_be_listed) else "it does not list 127.0.0.2"

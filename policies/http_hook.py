@@ -88,8 +88,10 @@ class HttpHookSettings:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
             raise ValueError("url is not http://HOST... or https://HOST...")
+        if parts.username is not None:
+            raise ValueError("url holds a user: secrets do not belong there")
         if not self.stages:
             raise ValueError("stages is empty")
 

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_network
-from math import ceil, isfinite
+from math import ceil, floor, isfinite
 
 from gateway.api import (
     AddressSource,
@@ -82,13 +82,13 @@ class Limit:
 
     @property
     def cost_s(self) -> float:
-        """The time in which one token comes back."""
-        return self.within_s / self.count
+        """The time in which one token comes back; in whole milliseconds, so that `count` of them fit `within_s`."""
+        return floor(self.within_s * 1000 / self.count) / 1000
 
     @property
     def capacity_s(self) -> float:
         """The time in which an empty bucket is full."""
-        return self.cost_s * (self.burst or self.count)
+        return round(self.cost_s * (self.burst or self.count), 3)
 
 
 @dataclass(frozen=True, slots=True)

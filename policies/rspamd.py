@@ -50,6 +50,10 @@ DEFERRED = "Try again later"
 
 _MAX_ANSWER_BYTES = 2**20
 _MAX_SYMBOLS = 100
+# Of our field: what is over it is left out, the lightest symbols first.
+_MAX_FIELD = 8000
+# For the name of the client; it is no reason to keep the message waiting.
+_NAME_TIMEOUT_S = 2.0
 _MAX_OPTIONS = 5
 _MAX_TEXT = 400
 # what parts the words of the field, too
@@ -98,8 +102,10 @@ class RspamdSettings:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
             raise ValueError("url is not http://HOST... or https://HOST...")
+        if parts.username is not None:
+            raise ValueError("url holds a user: secrets do not belong there")
 
 
 _SPAM = ("add header", "rewrite subject", "quarantine")
@@ -157,7 +163,7 @@ class Rspamd(Policy[RspamdSettings]):
         told = [("Queue-Id", tx.id), ("Helo", _line(session.helo))]
         if session.address_source is not AddressSource.HIDDEN:
             told.append(("IP", str(session.client)))
-            confirmed = await self.services.dns.run(confirm(session.client), tx)
+            confirmed = await self.services.dns.run(confirm(session.client), tx, timeout_s=_NAME_TIMEOUT_S)
             if confirmed.result is Result.PASS:
                 told.append(("Hostname", _word(confirmed.name)))
         if session.tls is not None:
@@ -194,8 +200,13 @@ class Found:
 
     def field(self) -> str:
         """As X-Spamd-Result has it, one symbol a line."""
-        first = f"{self.action}; score={self.score:.2f}; required={self.required:.2f}"
-        return ";\r\n\t".join([first, *map(str, self.symbols)])
+        value = f"{self.action}; score={self.score:.2f}; required={self.required:.2f}"
+        for symbol in self.symbols:
+            line = f";\r\n\t{symbol}"
+            if len(value) + len(line) > _MAX_FIELD:
+                break
+            value += line
+        return value
 
 
 def read_answer(response: HttpResponse) -> Found:

@@ -2,7 +2,8 @@
 
 What a service does cannot hurt: an answer is bounded in size, in its header too, and everything in time; there are no
 redirects, cookies, proxies of the environment, netrc, or decompression. Certificates are verified against the
-system's. A connection that was kept may be dead by now: what fails so is sent once more on a new one.
+system's, or those of SSL_CERT_FILE. A connection that was kept may be dead by now: what fails so is sent once more on a
+new one.
 
 Each policy has connections of its own, so that a service that hangs holds up nobody else. Names are resolved by the
 system, as those of downstreams are.
@@ -19,6 +20,8 @@ from gateway.services import HttpError, HttpResponse, Instruments, Metrics
 
 MAX_CONNECTIONS = 64
 """Of one policy in one worker to all its services; who comes later waits, within his time."""
+CONNECT_S = 5.0
+"""For a connection, and less where a request has less in all."""
 _KEEP_S = 15.0
 _MAX_HEADER_BYTES = 8190
 _MAX_HEADERS = 128
@@ -85,10 +88,10 @@ class HttpClient:
             raise
         except (aiohttp.ClientError, OSError) as exc:
             if isinstance(exc, aiohttp.InvalidURL):
-                raise ValueError(f"{url!r} is no URL") from exc
+                raise ValueError(f"{_shown(url)!r} is no URL") from exc
             reason = next(word for kind, word in _REASONS if isinstance(exc, kind))
             self._metrics.requests[reason].inc()
-            raise HttpError(reason, f"{url}: {str(exc)[:200] or type(exc).__name__}") from exc
+            raise HttpError(reason, f"{_shown(url)}: {str(exc)[:200] or type(exc).__name__}") from exc
         self._metrics.requests["answered"].inc()
         self._metrics.duration.observe(self._clock() - begun)
         return response
@@ -130,7 +133,7 @@ class HttpClient:
             session = self._sessions[socket] = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
                 trust_env=False,
                 auto_decompress=False,
                 headers={"User-Agent": "mxgate", "Accept-Encoding": "identity"},
@@ -139,6 +142,13 @@ class HttpClient:
                 max_headers=_MAX_HEADERS,
             )
         return session
+
+
+def _shown(url: str) -> str:
+    """A URL for the log: without a user, a password, and what is asked."""
+    where = url.partition("?")[0]
+    scheme, _, rest = where.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
 
 
 async def _streamed(content: Callable[[], Iterable[bytes]]) -> AsyncIterator[bytes]:
@@ -156,7 +166,9 @@ async def _bounded(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
         left -= len(block)
         if left < 0:
             response.close()
-            raise HttpError("too_large", f"{response.url}: an answer of more than {max_bytes} octets")
+            raise HttpError(
+                "too_large", f"{_shown(str(response.url))}: an answer of more than {max_bytes} octets"
+            )
         blocks.append(block)
     return b"".join(blocks)
 

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 from gateway.decision import Recorded
 from gateway.plugins import PlannedPolicy
 from gateway.policy import Mode, NoSettings, Policy
-from gateway.session import Recipient, Transaction
+from gateway.session import Recipient, Session, Transaction
 from gateway.smtp.reply import Reply
-from gateway.verdict import Action, Stage, Verdict, defer, proceed, reject
+from gateway.verdict import Action, Stage, Verdict, defer, proceed, quarantine, reject
 
 
 def observed(planned: Sequence[PlannedPolicy]) -> list[PlannedPolicy]:
@@ -62,7 +62,7 @@ def _stand_in(planned: PlannedPolicy, said: Sequence[Mapping[str, object]]) -> P
 
 
 class _SaysAgain(Policy[Any]):
-    """Says at RCPT and at EOM what stands in a record."""
+    """Says at each stage what stands in a record."""
 
     Settings = NoSettings
     verdicts: ClassVar[Sequence[Mapping[str, object]]] = ()
@@ -71,7 +71,16 @@ class _SaysAgain(Policy[Any]):
     def stages(cls, settings: object = None) -> frozenset[Stage]:  # noqa: ARG003 - the base's
         """Where it has something to say."""
         said = {each.get("stage") for each in cls.verdicts}
-        return frozenset(stage for stage in (Stage.RCPT, Stage.EOM) if stage in said)
+        return frozenset(stage for stage in Stage if stage in said)
+
+    async def on_connect(self, session: Session) -> Verdict:
+        return self._again(Stage.CONNECT, "")
+
+    async def on_ehlo(self, session: Session) -> Verdict:
+        return self._again(Stage.EHLO, "")
+
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        return self._again(Stage.MAIL, "")
 
     async def on_rcpt(self, tx: Transaction, rcpt: Recipient) -> Verdict:
         return self._again(Stage.RCPT, rcpt.mailbox.text)
@@ -102,6 +111,8 @@ def _verdict(said: Mapping[str, object]) -> Verdict:
                 code if isinstance(code, int) else 0, str(said.get("enhanced")), str(said.get("text"))
             )
             return (defer if action == Action.DEFER.label else reject)(reason, reply, evidence=evidence)
+        if action == Action.QUARANTINE.label:
+            return quarantine(reason, evidence=evidence)
         return proceed(reason=reason, evidence=evidence)
     except ValueError:
         return proceed()

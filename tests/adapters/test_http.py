@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 import trustme
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from gateway.adapters import http
 from gateway.adapters.http import MAX_CONNECTIONS, HttpClient
 from gateway.services import HttpError, HttpResponse
 from gateway.testing import FakeServices
@@ -248,13 +252,36 @@ async def test_garbage_and_a_half_answer_are_errors_of_the_service(
     assert caught.value.reason in reasons
 
 
+async def test_who_does_not_take_the_connection_is_given_up_before_the_deadline(
+    client: HttpClient, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "CONNECT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening:
+        address = listening.getsockname()
+        # what is in the queue of accept is all that the kernel takes
+        queued = [socket.create_connection(address)]
+        with pytest.raises(HttpError, match="timeout"):
+            await client.request("GET", f"http://127.0.0.1:{address[1]}/")
+        for each in queued:
+            each.close()
+
+
 async def test_nobody_there_no_such_socket_and_no_such_host(client: HttpClient, tmp_path: Path) -> None:
     async with running(Service()) as service:
         url = service.url
-    for given, socket in ((url, ""), ("http://x/", str(tmp_path / "none")), ("http://no.such.invalid/", "")):
+    for asked, path in ((url, ""), ("http://x/", str(tmp_path / "none")), ("http://no.such.invalid/", "")):
         with pytest.raises(HttpError) as caught:
-            await client.request("GET", given, socket=socket)
-        assert caught.value.reason == "connect", given
+            await client.request("GET", asked, socket=path)
+        assert caught.value.reason == "connect", asked
+
+
+async def test_the_log_gets_no_secret_of_a_url(client: HttpClient) -> None:
+    async with running(Service()) as service:
+        port = service.url.split(":")[2].split("/")[0]
+    with pytest.raises(HttpError) as caught:
+        await client.request("GET", f"http://me:s3cret@127.0.0.1:{port}/x?token=s3cret")
+    assert str(caught.value).startswith(f"connect: http://127.0.0.1:{port}/x: ")
+    assert "s3cret" not in str(caught.value)
 
 
 async def test_a_certificate_is_verified(
@@ -331,3 +358,36 @@ async def test_who_goes_away_leaves_nothing_behind(client: HttpClient) -> None:
         with pytest.raises(asyncio.CancelledError):
             await asking
         await client.close()
+
+
+PIECES = st.sampled_from(
+    (
+        *(b"HTTP/1.1 200 OK\r\n", b"HTTP/1.0 204 \r\n", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        *(b"Content-Length: 2\r\n", b"Content-Length: 99999999999999999999\r\n"),
+        *(
+            b"Transfer-Encoding: chunked\r\n",
+            b"Content-Encoding: gzip\r\n",
+            b"Set-Cookie: a=b; Expires=x\r\n",
+        ),
+        *(b"Location: http://[x/\r\n", b"Connection: upgrade\r\nUpgrade: h2c\r\n", b"X-A: \xff\r\n"),
+        *(b"\r\n", b"\n", b"\0", b"2\r\nok\r\n0\r\n\r\n", b"ok", b" folded\r\n", b":\r\n", b"-1\r\n"),
+    )
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(PIECES | st.binary(max_size=20), max_size=8).map(b"".join))
+def test_any_octets_are_an_answer_or_the_one_error(octets: bytes) -> None:
+    async def check() -> None:
+        client = HttpClient("says", 10.0, FakeServices())
+        async with running(Service()) as service:
+            service.peer = service.answers(octets, close=True)
+            try:
+                got = await client.request("GET", service.url, max_bytes=1000)
+            except HttpError:
+                return
+            finally:
+                await client.close()
+            assert len(got.content) <= 1000
+
+    asyncio.run(check())

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.e2e.machine import require
 from tests.e2e.net import LOOPBACK, Address, free_port, wait_until
 
-_START_S = 40
+_START_S = 100
 # In two parts, so that no scanner of this machine takes this file for it. https://www.eicar.org/download-anti-malware-testfile/
 EICAR = b"X5O!P%@AP[4\\PZX54(P^)7CC)7}$EICAR-STANDARD-" + b"ANTIVIRUS-TEST-FILE!$H+H*"
 SIGNATURE = "Mxgate.Eicar.UNOFFICIAL"

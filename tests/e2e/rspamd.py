@@ -12,7 +12,7 @@ from tests.e2e.machine import require
 from tests.e2e.net import LOOPBACK, free_port, wait_until
 from tests.e2e.nowhere import nowhere
 
-_START_S = 40
+_START_S = 100
 # Modules that ask the world, or want a Redis.
 _OFF = (
     *("asn", "rbl", "hfilter", "surbl", "fuzzy_check", "greylist", "phishing", "mid", "rspamd_update"),

@@ -40,15 +40,17 @@ def test_it_agrees_and_is_counted(gateway: Gateway) -> None:
         with gateway.connect(scenario.client) as client:
             client.hello()
             client.submit(scenario.mail_from, ["a@example.org"], scenario.content)
-        wait_until(
-            lambda n=number: messages(gateway, "checked") == n, within_s=10, what="it was judged again"
-        )  # type: ignore[misc]  # mypy: a lambda with a default
+        wait_checked(gateway, number)
 
     for method in ("spf", "dkim", "arc"):
         assert results(gateway, method, "agree") > 0
         for word in ("disagree", "explained", "failed", "unanswered"):
             assert results(gateway, method, word) == 0, (method, word, gateway.log())
     assert "crosscheck.disagreed" not in gateway.log()
+
+
+def wait_checked(gateway: Gateway, count: int) -> None:
+    wait_until(lambda: messages(gateway, "checked") == count, within_s=10, what="it was judged again")
 
 
 def messages(gateway: Gateway, outcome: str) -> float:

@@ -353,3 +353,22 @@ def test_edits_are_told_apart() -> None:
 
     assert added == [OURS, AddField("A", "1")]
     assert removed == {b"received-spf", b"x"}
+
+
+@given(
+    st.lists(st.sampled_from([b".", b"..", b"\r\n", b"\r", b"\n", b"a", b"\r\n.", b"\r\n.."])),
+    st.integers(1, 9),
+)
+def test_its_blocks_are_what_the_sender_meant_however_it_came(pieces: list[bytes], size: int) -> None:
+    plain = b"".join(pieces) + b"\r\n"
+    for is_stuffed in (True, False):
+        body = Spool(memory_bytes=10).new(is_stuffed=is_stuffed)
+        wire = stuff(plain) if is_stuffed else plain
+        for at in range(0, len(wire), size):
+            body.append(wire[at : at + size])
+        message = Message(Header(b"", 0), body)
+        found = [[*message.blocks()], [*message.blocks()]]
+        body.close()
+        assert found[0] == found[1]
+        assert b"".join(found[0]) == plain
+        assert all(found[0]), "none is empty"

@@ -8,6 +8,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,7 +176,39 @@ def test_an_answer_before_the_end_of_the_message_counts() -> None:
         assert not thread.is_alive()
 
 
-def test_nobody_there_is_a_failure(tmp_path: Any) -> None:
+def test_each_address_of_a_name_is_tried() -> None:
+    """Where localhost is ::1 too, nobody listens there."""
+    with (
+        clamd() as fake,
+        Harness(Clamav, ClamavSettings(f"localhost:{fake.address.split(':')[1]}")) as harness,
+    ):
+        assert harness.deliver().verdict(Stage.EOM).reason == "clamav_clean"
+
+
+def test_what_clamd_said_before_it_took_no_more_is_heard(tmp_path: Path) -> None:
+    """It says that a stream is too large and closes, while we are still writing: no later attempt would pass either."""
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+
+        def play() -> None:
+            for _ in range(20):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(100_000)
+                    connection.sendall(b"INSTREAM size limit exceeded. ERROR\0")
+
+        thread = threading.Thread(target=play, daemon=True)
+        thread.start()
+        with Harness(Clamav, ClamavSettings(path)) as harness:
+            content = compose(body="x" * 3_000_000 + "\r\n")
+            reasons = {harness.deliver(content).verdict(Stage.EOM).reason for _ in range(20)}
+        thread.join(10)
+    assert reasons == {"clamav_too_large"}
+
+
+def test_nobody_there_is_a_failure(tmp_path: Path) -> None:
     with clamd() as fake:
         gone = fake.address
     for where in (str(tmp_path / "none"), gone):

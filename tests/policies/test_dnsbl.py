@@ -124,6 +124,16 @@ def test_a_list_that_fails_its_test_is_suspended_until_it_passes(why: str) -> No
         assert harness.metrics["mxgate_dnsbl_suspended_lists"] == 0
 
 
+def test_a_list_of_ipv6_addresses_has_test_entries_of_its_own() -> None:
+    """RFC 5782 5: ::FFFF:7F00:2 and ::FFFF:7F00:1."""
+    digits = ".".join("f7ffff" + "0" * 20)
+    must, must_not = (f"{n}.0.0.0.0.0.{digits}.bl.example. 60 IN A 127.0.0.2\n" for n in (2, 1))
+    listed = "1.2.0.192.bl.example. 60 IN A 127.0.0.2\n"
+    for text, code in ((must, 550), (must + must_not, 250)):
+        with Harness(Dnsbl, lists(bl=1), zone=text + listed) as harness:
+            assert harness.deliver().reply.code == code
+
+
 def test_a_test_without_an_answer_changes_nothing() -> None:
     with Harness(Dnsbl, lists(bl=1), zone=zone(bl="127.0.0.2")) as harness:
         harness.zone.nodes["2.0.0.127.bl.example"] = {"*": "servfail"}
@@ -139,9 +149,14 @@ def test_lists_are_tested_once_an_hour_and_only_where_they_can_be() -> None:
             before = len(harness.zone.trail)
             harness.deliver()
             asked.append(len(harness.zone.trail) - before)
-    assert asked == [4, 2, 4]
+    assert asked == [6, 2, 6]
 
 
 def test_a_list_that_cannot_be_is_told() -> None:
     with pytest.raises(ValueError, match="finite"):
         DnsList("bl.example", float("nan"))
+    for threshold in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="threshold"):
+            DnsblSettings(threshold=threshold)
+    with pytest.raises(ValueError, match="twice"):
+        DnsblSettings((DnsList("bl.example"), DnsList("BL.example")))

@@ -247,7 +247,16 @@ def test_any_json_is_a_verdict_or_the_one_error(answer: object) -> None:
     assert found.reply is None or isinstance(found.reply, Reply)
 
 
-@pytest.mark.parametrize("given", [{"url": "hook:80"}, {"url": "ftp://x/"}, {"url": URL, "stages": ()}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"url": "hook:80"},
+        {"url": "ftp://x/"},
+        {"url": "http://a:b@x/"},
+        {"url": "http://x:0/"},
+        {"url": URL, "stages": ()},
+    ],
+)
 def test_a_setting_that_cannot_be_is_told(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"url|stages"):
         HttpHookSettings(**given)

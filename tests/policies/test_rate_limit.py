@@ -46,6 +46,15 @@ def test_who_sends_too_much_waits_until_a_token_comes_back() -> None:
         assert codes(harness, 2) == [250, 450]
 
 
+@pytest.mark.parametrize("count", [1, 3, 7, 60, 97, 333])
+@pytest.mark.parametrize("within_s", [1.0, 60.0, 3600.0, 86_400.0])
+def test_a_bucket_holds_exactly_what_the_operator_said(count: int, within_s: float) -> None:
+    limit = Limit(Per.RECIPIENT, count, within_s)
+    with Harness(RateLimit, limits(limit)) as harness:
+        replies = harness.deliver(rcpts=["bob@example.org"] * (count + 1)).replies
+        assert [each.code for each in replies[1 : count + 2]] == [250] * count + [450]
+
+
 def test_a_burst_is_how_much_may_come_at_once() -> None:
     with Harness(RateLimit, limits(Limit(Per.CLIENT, 60, within_s=60, burst=2))) as harness:
         assert codes(harness, 3) == [250, 250, 450]

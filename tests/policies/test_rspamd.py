@@ -223,7 +223,17 @@ def test_any_json_is_a_finding_or_the_one_error(answer: object) -> None:
     assert one.failures == ()
 
 
+def test_the_field_has_the_weightiest_symbols_where_there_are_too_many() -> None:
+    symbols = {f"S{n}": {"score": n, "options": ["x" * 90] * 9} for n in range(200)}
+    message = played(says(symbols=symbols)).message
+    assert message is not None
+    field = message.partition(b"X-Mxgate-Rspamd: ")[2].partition(b"\r\nX-Spam")[0]
+    assert 7000 < len(field) <= 8000
+    assert b"\tS199(199.00)" in field
+
+
 def test_a_setting_that_cannot_be_is_told() -> None:
-    with pytest.raises(ValueError, match="url"):
-        RspamdSettings(url="127.0.0.1:11333")
+    for url in ("127.0.0.1:11333", "http://", "http://x:99999", "https://me:secret@x/"):
+        with pytest.raises(ValueError, match=r"url|[Pp]ort"):
+            RspamdSettings(url=url)
     assert RspamdSettings(socket=Path("/run/rspamd/s")).url
