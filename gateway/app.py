@@ -59,7 +59,7 @@ from gateway.mail.body import Spool, SpoolError
 from gateway.open_http import WorkerHttp
 from gateway.open_store import WorkerStore
 from gateway.own_names import under_name
-from gateway.pipeline import Pipeline, least_times
+from gateway.pipeline import START_S, Pipeline, least_times
 from gateway.plan import PlanError, Step
 from gateway.redaction import Redaction
 from gateway.services import Counter, Instruments, Log, Merge, Resolver, Services
@@ -236,7 +236,7 @@ class Worker:
         try:
             await pipeline.start()
         except Exception as exc:
-            raise StartError(f"a policy did not start: {exc}") from exc
+            raise StartError(start_failure(exc)) from exc
         await relay.start()
         await listener.start(listening, listening_tls)
         self._say(listening=True, policies_started=True)
@@ -426,6 +426,13 @@ class _Gauges:
                 "When the first certificate of the chain that clients are shown ends, since the epoch",
                 merge=Merge.MIN,
             ).labels().set(tls.expires_at)
+
+
+def start_failure(exc: BaseException) -> str:
+    """Which policy did not start, and why."""
+    policy = (getattr(exc, "__notes__", None) or ["a policy"])[-1]
+    why = f"not within {START_S:g} s" if isinstance(exc, TimeoutError) and not str(exc) else repr(exc)
+    return f"{policy} did not start: {why}"
 
 
 class ResolverForPolicies(typing.Protocol):

@@ -55,6 +55,9 @@ _RCPT_BUDGET_S = STAGE_BUDGET_S[Stage.RCPT]
 BLOCKED_S = 0.5
 """A policy that keeps the loop busy for longer at once is told about: no other session is served meanwhile."""
 
+START_S = 20.0
+"""A policy that has not started or stopped after so long never will."""
+
 POLICY_FAILED = "policy failed"
 """The reason of the result that the engine gives for a policy that failed."""
 
@@ -257,12 +260,17 @@ class Pipeline:
         return tuple(dict.fromkeys(found))
 
     async def start(self) -> None:
-        """Start every policy in order. Raises what a policy raises; those that were started are stopped again."""
+        """Start every policy in order. Raises what a policy raises; those that were started are stopped again.
+
+        The exception has a note that names the policy. One that takes longer than START_S has failed: TimeoutError.
+        """
         started: list[Policy[Any]] = []
         for policy in self.policies:
             try:
-                await policy.start()
+                async with asyncio.timeout(START_S):
+                    await policy.start()
             except BaseException as exc:
+                exc.add_note(f"policy {policy.name}")
                 self._services.log.error("policy.start_failed", policy=policy.name, error=repr(exc))
                 await self._stop(started)
                 raise
@@ -275,7 +283,8 @@ class Pipeline:
     async def _stop(self, policies: Sequence[Policy[Any]]) -> None:
         for policy in reversed(policies):
             try:
-                await policy.stop()
+                async with asyncio.timeout(START_S):
+                    await policy.stop()
             except Exception as exc:  # noqa: BLE001  # a stranger's code; the others are stopped all the same
                 self._services.log.error("policy.stop_failed", policy=policy.name, error=repr(exc))
 

@@ -13,8 +13,10 @@ import importlib
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
+from inspect import iscoroutinefunction, isfunction
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -35,6 +37,9 @@ from gateway.verdict import Stage
 GROUP = "gateway.policies"
 # Planned without being asked for, where installed; in this order.
 DEFAULT_PLAN = (RELAY_GUARD, "spf", "dkim", "arc", "dmarc", "greylist")
+# As for the operator's key of this name (config.model.PolicySection).
+MAX_TIMEOUT_S = 60
+_COROUTINES = (*(f"on_{stage}" for stage in Stage), "on_outcome", "start", "stop")
 _IMPORTLIB = Path(importlib.__file__).parent
 
 
@@ -290,7 +295,36 @@ def _checked(name: str, policy: object, what: str) -> type[Policy[Any]]:
     if not isinstance(exempt, tuple) or not all(each in allowed for each in exempt):
         words = " and ".join(map(str, allowed)) or "nobody"
         raise PluginError(name, f"exempt of {what} may be a tuple of {words} only")
+    for wrong in _undeclarable(policy):
+        raise PluginError(name, f"{what}: {wrong}")
     return policy
+
+
+def _undeclarable(policy: type[Policy[Any]]) -> Iterator[str]:
+    """What a declaration holds that the engine cannot take; mypy would have told the author."""
+    declared: dict[str, object] = {
+        key: getattr(policy, key) for key in ("requires", "after", "method", "on_error", "timeout_s")
+    }
+    for key in ("requires", "after"):
+        names = declared[key]
+        if not isinstance(names, tuple) or not all(isinstance(each, str) for each in names):
+            yield f"{key} must be a tuple of policies' names, not {names!r}"
+    method, on_error, timeout_s = declared["method"], declared["on_error"], declared["timeout_s"]
+    if method is not None and not isinstance(method, str):
+        yield f"method must be a word or None, not {method!r}"
+    if not isinstance(on_error, OnError):
+        yield f"on_error must be OnError.CONTINUE or OnError.DEFER, not {on_error!r}"
+    is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
+    if not is_number or not 0 < timeout_s <= MAX_TIMEOUT_S:  # type: ignore[operator]  # a number it is
+        yield f"timeout_s must be a number of seconds, more than 0 and at most {MAX_TIMEOUT_S}, not {timeout_s!r}"
+    for hook in _COROUTINES:
+        function = getattr(policy, hook)
+        # what wraps a coroutine function may be no coroutine function itself
+        is_plain = isfunction(function) and not hasattr(function, "__wrapped__")
+        if is_plain and not iscoroutinefunction(function):
+            yield f"{hook} must be a coroutine function: async def {hook}(...)"
+    if iscoroutinefunction(policy.on_header):
+        yield "on_header must be a plain function: def on_header(...)"
 
 
 def _authors_line(exc: BaseException) -> str:
@@ -323,6 +357,7 @@ def _planned(config: Config, name: str, policy: type[Policy[Any]], source: str) 
         settings = _settings(config, ("relay",), policy, given)
     else:
         settings = _settings(config, ("policy", name, "settings"), policy, section.settings)
+    _check_stages(name, policy, settings)
     is_dry_run = config.pipeline.observe and name != RELAY_GUARD
 
     def effective(mode: Mode) -> Mode:
@@ -346,6 +381,15 @@ def _planned(config: Config, name: str, policy: type[Policy[Any]], source: str) 
         ),
         source=source,
     )
+
+
+def _check_stages(name: str, policy: type[Policy[Any]], settings: object) -> None:
+    try:
+        stages: object = policy.stages(settings)
+    except Exception as exc:
+        raise PluginError(name, f"its stages() failed: {_authors_line(exc)}") from exc
+    if not isinstance(stages, AbstractSet) or not all(isinstance(each, Stage) for each in stages):
+        raise PluginError(name, f"its stages() must return a set of stages, not {stages!r}")
 
 
 def _overridden(config: Config, name: str, policy: type[Policy[Any]], pattern: str) -> object:
@@ -384,3 +428,5 @@ def _validated(policy: type[Policy[Any]], given: Mapping[str, object]) -> tuple[
         return adapter.validate_python(dict(given), extra="forbid"), {}
     except ValidationError as exc:
         return None, explain(exc, policy.Settings, dict(given))
+    except Exception as exc:
+        raise PluginError(policy.name, f"its Settings failed on what is given: {_authors_line(exc)}") from exc

@@ -108,7 +108,7 @@ class Envelope:
 
 @dataclass(frozen=True)
 class Slot(Generic[T]):
-    """A typed place for a policy's own notes on a transaction: `SEEN = Slot[bool]("seen")`."""
+    """A typed place for a policy's own notes on a transaction: `SEEN: Slot[bool] = Slot("seen")`."""
 
     name: str
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gateway.app import start_failure
 from gateway.decision import Judged
 from gateway.pipeline import PROCEED, STAGE_BUDGET_S, Decided, Pipeline, least_times
 from gateway.plan import GUARD, RECIPIENT, PlanError, Step, rank_of
@@ -804,12 +805,31 @@ async def test_a_policy_that_does_not_start_stops_the_start_and_those_before_it(
 ) -> None:
     life: list[str] = []
 
-    with pytest.raises(OSError, match="no such file"):
+    with pytest.raises(OSError, match="no such file") as failed:
         await living(life, services, "start").start()
+    assert start_failure(failed.value) == "policy b did not start: OSError('no such file')"
 
     assert life == ["start a", "start b", "stop a"]
     (line,) = services.log.of("error")
     assert (line.event, line.keys["policy"]) == ("policy.start_failed", "b")
+
+
+async def test_a_policy_whose_start_hangs_is_named_and_stops_the_start(
+    services: FakeServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hangs(Living):
+        async def start(self) -> None:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr("gateway.pipeline.START_S", 0)
+    life: list[str] = []
+    steps = [Step(p, 5, OnError.CONTINUE) for p in (Living("a", life), Hangs("b", life))]
+
+    with pytest.raises(TimeoutError) as failed:
+        await Pipeline(steps, services).start()
+
+    assert start_failure(failed.value) == "policy b did not start: not within 20 s"
+    assert life == ["start a", "stop a"]
 
 
 async def test_a_policy_that_does_not_stop_is_logged_and_the_others_stop(services: FakeServices) -> None:

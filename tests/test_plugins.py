@@ -228,6 +228,57 @@ def test_a_plugin_that_cannot_be_used_is_told_with_its_authors_line(
     assert "stranger 1.0" in problem or "Settings cannot be validated" in problem
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("requires = 'dkim'", "requires must be a tuple of policies' names, not 'dkim'"),
+        ("after = ['dkim']", "after must be a tuple of policies' names, not ['dkim']"),
+        ("method = 5", "method must be a word or None, not 5"),
+        ("on_error = 'reject'", "on_error must be OnError.CONTINUE or OnError.DEFER, not 'reject'"),
+        ("timeout_s = 0", "timeout_s must be a number of seconds, more than 0 and at most 60, not 0"),
+        ("timeout_s = '5'", "timeout_s must be a number of seconds, more than 0 and at most 60, not '5'"),
+        ("timeout_s = float('nan')", "timeout_s must be a number of seconds"),
+        ("def on_mail(self, tx): ...", "on_mail must be a coroutine function: async def on_mail(...)"),
+        ("def start(self): ...", "start must be a coroutine function"),
+        ("async def on_header(self, tx): ...", "on_header must be a plain function: def on_header(...)"),
+        ("stages = classmethod(lambda cls, settings=None: 1 / 0)", "its stages() failed: "),
+        (
+            "stages = classmethod(lambda cls, settings=None: ['mail'])",
+            "must return a set of stages, not ['mail']",
+        ),
+    ],
+)
+def test_a_declaration_that_the_engine_cannot_take_is_told(
+    install: Install, tmp_path: Path, line: str, message: str
+) -> None:
+    install("stranger", "bad", SPF.replace('"spf"', '"bad"') + f"    {line}\n", bad="Spf")
+    (problem,) = refused(tmp_path, "[policy.bad]\n")
+    assert problem.startswith("mxgate.toml:5:1: policy.bad: ")
+    assert message in problem
+
+
+def test_a_hook_that_is_wrapped_is_taken(install: Install, tmp_path: Path) -> None:
+    source = (
+        "import functools\ndef wrapped(hook):\n    @functools.wraps(hook)\n"
+        "    def call(*args): return hook(*args)\n    return call\n"
+        + SPF.replace('"spf"', '"bad"')
+        + "    @wrapped\n    async def on_mail(self, tx): ...\n"
+    )
+    install("stranger", "bad", source, bad="Spf")
+    assert [each.name for each in plan(config(tmp_path, "[policy.bad]\n"))][-1] == "bad"
+
+
+def test_settings_that_raise_what_they_should_not_are_told(install: Install, tmp_path: Path) -> None:
+    source = SPF.replace('"spf"', '"bad"').replace(
+        "    hosts: tuple[Limits, ...] = ()\n",
+        "    hosts: tuple[Limits, ...] = ()\n    def __post_init__(self): raise KeyError('zone')\n",
+    )
+    install("stranger", "bad", source, bad="Spf")
+    (problem,) = refused(tmp_path, "[policy.bad]\n")
+    assert "policy.bad: its Settings failed on what is given: " in problem
+    assert "raise KeyError('zone')" in problem
+
+
 def test_a_policy_needs_the_ones_that_it_requires(install: Install, tmp_path: Path) -> None:
     source = SPF.replace('"spf"', '"dmarc"') + "    requires = ('relay_guard', 'dkim')\n"
     install("stranger", "dmarc", source, dmarc="Spf")

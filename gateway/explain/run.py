@@ -8,7 +8,14 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from gateway.adapters.metrics import ProcessMetrics
-from gateway.app import ResolverForPolicies, StartError, gatekeeper_settings, id_source, steps_of
+from gateway.app import (
+    ResolverForPolicies,
+    StartError,
+    gatekeeper_settings,
+    id_source,
+    start_failure,
+    steps_of,
+)
 from gateway.config import Config
 from gateway.config.model import State
 from gateway.decision import Decision, DecisionRing, to_json
@@ -158,7 +165,7 @@ async def explain(case: Case, world: World) -> Explained:
     try:
         await pipeline.start()
     except Exception as exc:
-        raise ExplainError(f"a policy did not start: {exc}") from exc
+        raise ExplainError(start_failure(exc)) from exc
     try:
         talk = gate.open(case.client, case.port, case.tls, case.source)
         answer = await _play(talk, case)
