@@ -13,7 +13,9 @@ from gateway.smtp.tapped import TappedServer
 def test_commands_are_heard_and_content_is_not() -> None:
     heard: list[bytes] = []
     handler = MagicMock()
-    server = TappedServer(ServerSettings(hostname="mx.example.org"), handler, defaultdict(int), heard.append)
+    server = TappedServer(
+        ServerSettings(hostname="mx.example.org"), handler, defaultdict(int), defaultdict(int), heard.append
+    )
     handler.greeted.side_effect = lambda *_, **__: server.greet(Extensions(1_000_000, frozenset()))
     handler.mail.side_effect = lambda _: server.answer(OK)
     handler.rcpt.side_effect = lambda rcpts: server.answer_rcpts([OK] * len(rcpts))
