@@ -170,6 +170,10 @@ class Record:
     broken: list[str] = field(default_factory=list)  # the connection ended before the answer
     done: Counter[str] = field(default_factory=Counter)  # what the director did
 
+    def __str__(self) -> str:
+        told = {"accepted": len(self.accepted), "broken": len(self.broken), "refused": len(self.refused)}
+        return f"troubles {dict(self.done)}; answers {told | self.deferred}"
+
     def unfounded_refusals(self) -> dict[str, str]:
         """The 5yz replies that the downstream did not give to MAIL, RCPT, DATA or the dot."""
         return {name: reply for name, reply in self.refused.items() if not _OWN_REFUSAL.search(reply)}

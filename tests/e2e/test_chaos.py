@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -36,7 +37,7 @@ MAX_KEPT_DESCRIPTORS = 12
 def seed() -> int:
     """Of CHAOS_SEED, or a new one; pytest prints it with every failure."""
     seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(10**9))
-    print(f"CHAOS_SEED={seed}")
+    sys.stdout.write(f"CHAOS_SEED={seed}\n")
     return seed
 
 
@@ -98,7 +99,7 @@ def test_chaos(
     chaos = Chaos(seed, gateway, sink, names, redis)
     chaos.run(seconds)
     record = chaos.record
-    print(record.done, dict(record.deferred), f"accepted={len(record.accepted)} broken={len(record.broken)}")
+    sys.stdout.write(f"{record}\n")
     wait_for_calm(gateway, WORKERS)
 
     # 250 only if stored, once; and never more than once, whatever was said
