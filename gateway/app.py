@@ -35,6 +35,7 @@ from gateway.adapters.relay import (
 )
 from gateway.adapters.relay.settings import Identity, Protocol
 from gateway.adapters.tls import CertificateError, ServerTls
+from gateway.blocked import places
 from gateway.channel import (
     Channel,
     ChannelError,
@@ -42,6 +43,7 @@ from gateway.channel import (
     Json,
     Message,
     MetricsPush,
+    Places,
     Request,
     Response,
     State,
@@ -205,6 +207,7 @@ class Worker:
             raise StartError(f"a policy did not start: {exc}") from exc
         await relay.start()
         await listener.start(listening, listening_tls)
+        self._channel.send(Places([[*place] for place in places(step.policy for step in pipeline.steps)]))
         self._say(listening=True, policies_started=True)
         self._log.info("worker.started", pid=os.getpid(), policies=[p.name for p in self._planned])
         self._push()
