@@ -34,6 +34,7 @@ from gateway.adapters.relay import (
     TlsMode,
 )
 from gateway.adapters.relay.settings import Identity, Protocol
+from gateway.adapters.reserve import Reserve
 from gateway.adapters.tls import CertificateError, ServerTls
 from gateway.blocked import places
 from gateway.channel import (
@@ -193,6 +194,7 @@ class Worker:
             services,
             tls,
             counts,
+            self._reserve(),
         )
         try:
             await self._store.start()
@@ -235,6 +237,13 @@ class Worker:
             return ServerTls(str(files.cert_file), str(files.key_file), self._log)
         except CertificateError as exc:
             raise StartError(str(exc)) from exc
+
+    def _reserve(self) -> Reserve:
+        server = self._config.server
+        reserve = Reserve(server.max_connections, server.max_worker_memory_bytes)
+        if reserve.limit < reserve.wanted:
+            self._log.warning("descriptors.few", limit=reserve.limit, wanted=reserve.wanted)
+        return reserve
 
     def _spool(self) -> Spool:
         server = self._config.server

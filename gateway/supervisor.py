@@ -51,6 +51,7 @@ from gateway.listening import (
 )
 from gateway.notify import Notify
 from gateway.overview import Overview
+from gateway.privileges import become, forbid_core_dumps
 from gateway.workers import START_S, Worker, Workers
 
 EXIT_OK = 0
@@ -123,6 +124,9 @@ def run(
             for sock, _ in listening.without(None):
                 bound.enter_context(sock)
             admin = bound.enter_context(bind(config.admin.listen))
+            forbid_core_dumps()
+            if config.server.user:
+                become(config.server.user, config.server.group)
             first = Generation(1, config, listening, workers)
             return Supervisor(first, admin, worker, load_again, token=token, config_path=config_path).run()
     except StartError as exc:
@@ -461,6 +465,8 @@ class Supervisor:
         changed = {
             "admin.listen": config.admin.listen != self._current.config.admin.listen,
             "admin.token_file": _read_token(config.admin.token_file) != self._token,
+            "server.user": config.server.user != self._current.config.server.user,
+            "server.group": config.server.group != self._current.config.server.group,
         }
         return [key for key, is_changed in changed.items() if is_changed]
 
