@@ -40,6 +40,7 @@ class Overview:
             "Times that a worker said nothing for 5 s, by the policy that kept it busy",
             ("policy",),
         )
+        self.blocked.labels("")  # there from the start
         build = own.gauges("mxgate_build_info", "What runs; always 1", ("version", "python"))
         build.labels(__version__, platform.python_version()).set(1)
         started = own.gauges(
