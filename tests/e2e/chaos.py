@@ -100,6 +100,8 @@ class ChaoticDns:
 
     def __init__(self) -> None:
         self.mood = DnsMood.WELL
+        self.records: dict[str, str] = {}  # further TXT records
+        self.asked: list[str] = []
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind((LOOPBACK, 0))
         self.address: Address = (LOOPBACK, self._socket.getsockname()[1])
@@ -142,7 +144,8 @@ class ChaoticDns:
                 reply.flags |= 0x0200  # TC
                 return [reply.to_wire()]
         name = query.question[0].name.to_text().rstrip(".").lower()
-        text = _record(name)
+        self.asked.append(name)
+        text = self.records.get(name) or _record(name)
         if text is None:
             reply.set_rcode(dns.rcode.NXDOMAIN)
         elif query.question[0].rdtype == 16:  # TXT
