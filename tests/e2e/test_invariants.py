@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import ssl
 import textwrap
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -178,8 +179,10 @@ def test_invariant_6_nothing_before_tls_counts_after_it(gate: Gateway, sink: Dow
         client.hello()
         assert client.command("STARTTLS").code == 220
         old = any_certificate()
-        old.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-        old.maximum_version = ssl.TLSVersion.TLSv1_1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            old.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+            old.maximum_version = ssl.TLSVersion.TLSv1_1
         with pytest.raises((ssl.SSLError, OSError)):
             client.start_tls(old)
 
