@@ -17,7 +17,7 @@ def test_every_test_that_is_named_is_there() -> None:
         f"{file}::{test}"
         for file, test in named
         if not re.search(
-            rf"^\s*(?:async )?def {test}\(", (ROOT / "tests" / f"{file}.py").read_text("utf-8"), re.M
+            rf"^\s*(?:async )?def {test}\(", (ROOT / "tests" / f"{file}.py").read_text("utf-8"), re.MULTILINE
         )
     ]
     assert missing == []

@@ -6,8 +6,10 @@ comes out of it is a finding. Its seeds are texts as honest people write them; t
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from gateway.mail import authres
@@ -29,6 +31,15 @@ from tests.fuzz import machines
 OWN_IDS = authres.own_ids("mx.example.org", "mx.bücher.example")
 AUTHOR = Domain("example.org")
 OFFERED = frozenset(Extension)
+
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+def kept(name: str) -> list[bytes]:
+    """What earlier searches have learnt about a target: octets that reach code which others do not, one a line."""
+    lines = (CORPUS / f"{name}.txt").read_text("ascii").splitlines()
+    return [ast.literal_eval(line) for line in lines]
 
 
 class Target(NamedTuple):
