@@ -35,7 +35,9 @@ from gateway.adapters.relay import (
     TlsMode,
 )
 from gateway.adapters.relay.settings import Identity, Protocol
+from gateway.adapters.reserve import Reserve
 from gateway.adapters.tls import CertificateError, ServerTls
+from gateway.blocked import places
 from gateway.channel import (
     Channel,
     ChannelError,
@@ -43,6 +45,7 @@ from gateway.channel import (
     Json,
     Message,
     MetricsPush,
+    Places,
     Request,
     Response,
     State,
@@ -225,6 +228,7 @@ class Worker:
             tls,
             counts,
             self._debugging,
+            self._reserve(),
         )
         try:
             await self._store.start()
@@ -239,6 +243,7 @@ class Worker:
             raise StartError(start_failure(exc)) from exc
         await relay.start()
         await listener.start(listening, listening_tls)
+        self._channel.send(Places([[*place] for place in places(step.policy for step in pipeline.steps)]))
         self._say(listening=True, policies_started=True)
         self._log.info("worker.started", pid=os.getpid(), policies=[p.name for p in self._planned])
         self._lag.start()
@@ -269,6 +274,13 @@ class Worker:
             return ServerTls(str(files.cert_file), str(files.key_file), self._log)
         except CertificateError as exc:
             raise StartError(str(exc)) from exc
+
+    def _reserve(self) -> Reserve:
+        server = self._config.server
+        reserve = Reserve(server.max_connections, server.max_worker_memory_bytes)
+        if reserve.limit < reserve.wanted:
+            self._log.warning("descriptors.few", limit=reserve.limit, wanted=reserve.wanted)
+        return reserve
 
     def _spool(self) -> Spool:
         server = self._config.server

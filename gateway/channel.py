@@ -42,6 +42,13 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
+class Places:
+    """Worker to supervisor, once: the lines that belong to its policies, as gateway.blocked.Place has them."""
+
+    places: list[Json]
+
+
+@dataclass(frozen=True, slots=True)
 class MetricsPush:
     """Worker to supervisor, each second, empty when nothing changed: a snapshot by adapters/metrics."""
 
@@ -76,11 +83,12 @@ class Response:
     error: str = ""
 
 
-Message: TypeAlias = State | MetricsPush | Drain | Request | Response
+Message: TypeAlias = State | Places | MetricsPush | Drain | Request | Response
 
 # The word on the wire, the class, and what JSON type each of its fields has (None: any).
 _MESSAGES: dict[str, tuple[type[Message], dict[str, type | None]]] = {
     "state": (State, {"listening": bool, "draining": bool, "policies_started": bool, "detail": dict}),
+    "places": (Places, {"places": list}),
     "metrics": (MetricsPush, {"families": list}),
     "drain": (Drain, {"patience_s": float}),
     "request": (Request, {"id": int, "name": str, "argument": None}),

@@ -42,6 +42,12 @@ class Overview:
         self.restarts = own.counters(
             "mxgate_worker_restarts_total", "Workers that died and were replaced"
         ).labels()
+        self.blocked = own.counters(
+            "mxgate_worker_blocked_total",
+            "Times that a worker said nothing for 5 s, by the policy that kept it busy",
+            ("policy",),
+        )
+        self.blocked.labels("")  # there from the start
         build = own.gauges("mxgate_build_info", "What runs; always 1", ("version", "python"))
         build.labels(__version__, platform.python_version()).set(1)
         started = own.gauges(

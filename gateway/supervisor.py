@@ -28,14 +28,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from gateway import __version__
 from gateway.activation import activated
 from gateway.adapters.log import take_over_library_logs
 from gateway.app import log_of, run_worker
+from gateway.blocked import Place, StackPipe
 from gateway.changed_files import ChangedFiles
-from gateway.channel import ChannelError, Message, MetricsPush, State, open_channel
+from gateway.channel import ChannelError, Message, MetricsPush, Places, State, open_channel
 from gateway.config import Config, ConfigError, Problem, check_files, load
 from gateway.connection_counts import ConnectionCounts, SharedCounts
 from gateway.errors import GatewayError
@@ -53,6 +54,7 @@ from gateway.listening import (
 )
 from gateway.notify import Notify
 from gateway.overview import Overview
+from gateway.privileges import become, forbid_core_dumps
 from gateway.workers import START_S, Worker, Workers
 
 EXIT_OK = 0
@@ -66,6 +68,8 @@ _RESTART_MAX_S = 30.0
 _SOUND_S = 60.0
 # A worker that says nothing for this long is replaced. Policies may keep it busy, but not for as long as that.
 _STUCK_S = 30.0
+# One that says nothing for this long is asked where it is.
+_BLOCKED_S = 5.0
 _TICK_S = 1.0
 # Sessions of a retired worker go on for this long before they are told to come again, or until the next reload.
 _PATIENCE_S = 30.0
@@ -124,6 +128,9 @@ def run(
             for sock, _ in listening.without(None):
                 bound.enter_context(sock)
             admin = bound.enter_context(sockets.admin or bind(config.admin.listen))
+            forbid_core_dumps()
+            if config.server.user:
+                become(config.server.user, config.server.group)
             first = Generation(1, config, listening, workers)
             supervisor = Supervisor(
                 first, admin, worker, load_again, token=token, config_path=config_path, given=sockets.given
@@ -214,15 +221,23 @@ class Supervisor:
         plain = generation.listening.of_worker(number, is_tls=False)
         implicit = generation.listening.of_worker(number, is_tls=True)
 
+        stack = StackPipe()
+
         def body(channel: socket.socket) -> int:
+            stack.offer()
             return self._run_worker(generation.config, plain, implicit, channel, counts)
 
         try:
-            pid, ours = fork(body, inherited=(*plain, *implicit), mask=self._mask, log=self._log)
+            pid, ours = fork(
+                body, inherited=(*plain, *implicit, stack.theirs), mask=self._mask, log=self._log
+            )
         except OSError:
             self._counts.release(column)
+            stack.close()
             raise
-        worker = Worker(generation.number, number, pid, column, ours, time.monotonic())
+        finally:
+            stack.theirs.close()
+        worker = Worker(generation.number, number, pid, column, ours, stack, time.monotonic())
         self._workers.add(worker)
         self._overview.living.set(len(self._workers))
         self._unconnected.append(worker)
@@ -326,12 +341,29 @@ class Supervisor:
                 continue
             worker.heard_at += stopped_s
             silent_s = now - worker.heard_at
+            if (culprit := worker.read_stack()) is not None:
+                self._overview.blocked.labels(culprit.policy).inc()
+                self._log.warning(
+                    "worker.blocked",
+                    worker=worker.number,
+                    pid=worker.pid,
+                    policy=culprit.policy,
+                    stage=culprit.stage,
+                    seconds=round(silent_s, 1),
+                    frames=culprit.frames,
+                )
             if silent_s > _STUCK_S:
                 self._log.warning(
-                    "worker.stuck", worker=worker.number, pid=worker.pid, seconds=round(silent_s, 1)
+                    "worker.stuck",
+                    worker=worker.number,
+                    pid=worker.pid,
+                    policy=worker.culprit.policy if worker.culprit else "",
+                    seconds=round(silent_s, 1),
                 )
                 worker.heard_at = now
                 worker.signal(signal.SIGKILL)
+            elif silent_s > _BLOCKED_S and worker.asked_at is None:
+                worker.ask_for_stack(now)
         if self._watched.have_changed():
             self._hung_up.set()
         self._notify.alive()
@@ -340,7 +372,7 @@ class Supervisor:
     # --- workers -------------------------------------------------------------------------------------------
 
     def _on_message(self, worker: Worker, message: Message) -> None:
-        worker.heard_at = time.monotonic()
+        worker.heard(time.monotonic())
         match message:
             case State():
                 worker.state = message
@@ -348,6 +380,8 @@ class Supervisor:
                 if not worker.not_ready():
                     self._is_ready.set()
                     self._announce()
+            case Places():
+                worker.places = tuple(Place(*each) for each in cast("list[Place]", message.places))
             case MetricsPush():
                 self._overview.merged.update(worker.pid, message.families)
             case _:
@@ -374,6 +408,7 @@ class Supervisor:
             if pid:
                 self._workers.remove(worker)
                 self._counts.release(worker.column)
+                worker.stack.close()
                 self._overview.living.set(len(self._workers))
                 self._changed.set()
                 self._on_exit(worker, os.waitstatus_to_exitcode(status))
@@ -461,6 +496,8 @@ class Supervisor:
             "admin.listen": config.admin.listen != self._current.config.admin.listen,
             "admin.trust_loopback": config.admin.trust_loopback != self._current.config.admin.trust_loopback,
             "admin.token_file": _read_token(config.admin.token_file) != self._token,
+            "server.user": config.server.user != self._current.config.server.user,
+            "server.group": config.server.group != self._current.config.server.group,
         }
         return [key for key, is_changed in changed.items() if is_changed]
 

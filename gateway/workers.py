@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+from gateway import blocked
+from gateway.blocked import Culprit, Place, StackPipe
 from gateway.channel import Channel, ChannelError, Drain, Json, State
 
 # /livez: a worker says something each second; one that starts may first load slow policies.
@@ -30,10 +32,14 @@ class Worker:
     pid: int
     column: int  # of the counts that all workers share
     sock: socket.socket
+    stack: StackPipe
     forked_at: float
     heard_at: float | None = None
     channel: Channel | None = None
     state: State | None = None
+    places: tuple[Place, ...] = ()
+    asked_at: float | None = None  # for its stack, since it was heard last
+    culprit: Culprit | None = None  # likewise
     is_retired: bool = False
     patience_s: float = 0.0
 
@@ -62,6 +68,24 @@ class Worker:
         self.patience_s = patience_s
         if self.channel is not None:  # otherwise as soon as there is one
             self.channel.send(Drain(patience_s))
+
+    def heard(self, now: float) -> None:
+        """It said something: its loop turns."""
+        self.heard_at = now
+        self.asked_at = self.culprit = None
+
+    def ask_for_stack(self, now: float) -> None:
+        """Make it write where it is."""
+        self.stack.read()  # an answer that nobody waited for
+        self.asked_at = now
+        self.signal(blocked.SIGNAL)
+
+    def read_stack(self) -> Culprit | None:
+        """What keeps it busy, when it has answered and nobody was told yet."""
+        if self.asked_at is None or self.culprit is not None or not (stack := self.stack.read()):
+            return None
+        self.culprit = blocked.culprit(stack, self.places)
+        return self.culprit
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal; it is not reaped yet, so its pid is its own."""

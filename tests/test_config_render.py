@@ -109,6 +109,11 @@ def test_names_of_secrets_are_known() -> None:
 def test_excerpts_lose_their_secrets() -> None:
     assert redact('url = "redis://user:pw@host/0"') == 'url = "redis://***@host/0"'
     assert redact('settings.password = "x"  # y') == "settings.password = ***"
+    for name in ("api_keyx", "pasword", "upstream_tokens", "db_passwrod", "clientsecret", "private_key"):
+        assert redact(f'a = 1, {name} = "x"') == f"a = 1, {name} = ***"
+        assert redact(f'{{"{name}": "x"}}') == f'{{"{name}": ***'
+    for line in ('token_file = "/etc/x"', "domains = [1]", 'url = "redis://host/0"', 'key_file = "x"'):
+        assert redact(line) == line
     assert redact('{ "token": "x" }') == '{ "token": ***'
     assert redact('token_file = "/run/token"') == 'token_file = "/run/token"'
 

@@ -37,7 +37,7 @@ def dev() -> ModuleType:
 def test_help_names_every_command(dev: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert dev.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for name in ("setup", "run", "test", "check", "bench", "fuzz", "dist", "clean"):
+    for name in ("setup", "run", "test", "check", "bench", "fuzz", "chaos", "dist", "clean"):
         assert f"\n  {name} " in shown
 
 
@@ -113,6 +113,46 @@ def test_fuzz_searches_with_atheris_where_it_is_asked_to(
     with pytest.raises(SystemExit):
         dev.main(["fuzz", *words])
     assert fuzz_words == ["atheris", dev.python(), "-m", "tests.fuzz.guided", "spf", "--seconds", "9"]
+
+
+@pytest.mark.parametrize(
+    ("words", "seed", "seconds", "rest"),
+    [
+        ([], "", "60.0", []),
+        (["--seed", "7", "-x", "--minutes", "0.5"], "7", "30.0", ["-x"]),
+        (["--minutes", "10"], "", "600.0", []),
+    ],
+)
+def test_chaos_says_the_seed_and_the_time(
+    dev: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    seed: str,
+    seconds: str,
+    rest: list[str],
+) -> None:
+    ran: list[tuple[list[str], dict[str, str]]] = []
+
+    def replace(command: list[str], **variables: str) -> None:
+        ran.append((command, variables))
+        raise SystemExit  # nothing comes back from it
+
+    monkeypatch.setattr(dev, "setup", lambda: None)
+    monkeypatch.setattr(dev, "need_packages", lambda: None)
+    monkeypatch.setattr(dev, "replace", replace)
+    with pytest.raises(SystemExit):
+        dev.main(["chaos", *words])
+    ((command, variables),) = ran
+    assert (variables["CHAOS_SEED"], variables["CHAOS_SECONDS"]) == (seed, seconds)
+    place = command.index("tests/e2e/test_chaos.py::test_chaos[8]")
+    assert command[place + 1 :] == rest
+
+
+def test_chaos_takes_numbers(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dev, "setup", lambda: None)
+    monkeypatch.setattr(dev, "need_packages", lambda: None)
+    with pytest.raises(SystemExit, match="take numbers"):
+        dev.main(["chaos", "--seed", "x"])
 
 
 def test_says_so_where_there_is_no_wheel_of_atheris(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

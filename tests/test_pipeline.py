@@ -852,6 +852,20 @@ async def test_a_failing_on_outcome_is_logged_and_the_others_are_told(services: 
     assert (line.event, line.keys["policy"], line.keys["stage"]) == ("policy.failed", "b", "outcome")
 
 
+async def test_a_policy_that_is_off_is_not_told_of_outcomes(services: FakeServices) -> None:
+    life: list[str] = []
+    steps = [Step(Living(mode, life), 5, OnError.CONTINUE, mode) for mode in Mode]
+
+    await Pipeline(steps, services).outcome(TX, Outcome(reply.OK, delivered=True))
+
+    assert life == ["outcome enforce", "outcome observe"]
+
+
+def test_the_stages_budgets_are_those_of_the_design() -> None:
+    # DESIGN.md section 8: below the minutes after which a sender gives up
+    assert dict.fromkeys(Stage, 20.0) | {Stage.EOM: 25.0} == STAGE_BUDGET_S
+
+
 def told(name: str, hook: Hook, *, timeout_s: float = 10) -> Step:
     async def on_outcome(self: object, tx: Transaction, outcome: Outcome) -> None:
         await hook()

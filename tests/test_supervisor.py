@@ -81,7 +81,8 @@ def test_a_worker_inherits_nothing_that_is_not_its_own(start: Start, restarted: 
     assert [worker["worker"] for worker in body["workers"]] == [1, 2]
     for worker in body["workers"]:
         facts = worker["status"]
-        assert facts["descriptors"] == 3 + 1 + 1  # standard ones, one listening socket, the channel
+        # standard ones, one listening socket, the channel, the way of its stack
+        assert facts["descriptors"] == 3 + 1 + 1 + 1
         assert facts["ignored"] == [1, 1]  # SIGHUP and SIGINT
         assert facts["blocked"] == 0
     assert restarted or not any(worker["status"]["has_aiohttp"] for worker in body["workers"])

@@ -130,6 +130,17 @@ class _Bound(dict[object, "Counter"]):
         return counter
 
 
+class Reserve(Protocol):
+    """What new connections may not use of this process (adapters/reserve.py)."""
+
+    @property
+    def short_of(self) -> str: ...
+
+    def look(self) -> None: ...
+
+    def taken(self) -> None: ...
+
+
 class TlsSource(Protocol):
     """The server's certificate: a context for handshakes, and a look whether its files changed (adapters/tls.py)."""
 
@@ -154,6 +165,7 @@ class Listener:
         tls: TlsSource | None,
         counts: ConnectionCounts | None = None,
         debugging: Debugging | None = None,
+        reserve: Reserve | None = None,
     ) -> None:
         self.debugging = debugging or None
         self.settings = settings
@@ -166,6 +178,8 @@ class Listener:
         self.sessions: set[Connection] = set()
         self.arrivals: set[_Arrival] = set()
         self.counts = counts or lone_counts()
+        self.reserve = reserve
+        self._short_of = ""  # as of the last sweep
         self.watch = SourceWatch(services.clock.monotonic)
         self.draining_since: float | None = None
         self._is_hurried = False
@@ -182,7 +196,7 @@ class Listener:
             "Connections by how they began: served, or refused for a limit of all, of a client, or of its rate",
             ("outcome",),
         )
-        outcomes = ("served", "limit", "client_limit", "client_rate")
+        outcomes = ("served", "limit", "client_limit", "client_rate", "descriptors", "memory")
         self.connections = {o: connections.labels(o) for o in outcomes}
         origins = metrics.counters(
             "mxgate_clients_total",
@@ -371,10 +385,30 @@ class Listener:
         self._count_replies()
         self._tell_of_the_untold()
         self.counts.roll(self.now)
+        self._look_at_the_reserve()
         if self.tls is not None:
             self.tls.refresh()
         self._tell_of_the_watch()
         self._schedule_sweep()
+
+    def short_of(self) -> str:
+        """What a connection that has just come may not use any more (Reserve.short_of)."""
+        if self.reserve is None:
+            return ""
+        self.reserve.taken()
+        return self.reserve.short_of
+
+    def _look_at_the_reserve(self) -> None:
+        if self.reserve is None:
+            return
+        self.reserve.look()
+        before, self._short_of = self._short_of, self.reserve.short_of
+        if self._short_of and self._short_of != before:
+            self.services.log.warning(
+                "connections.refused", reason=self._short_of, sessions=len(self.sessions)
+            )
+        elif before and not self._short_of:
+            self.services.log.info("connections.accepted", reason=before, sessions=len(self.sessions))
 
     def _tell_of_the_watch(self) -> None:
         watch, before = self.watch, self._hidden_by
@@ -485,6 +519,8 @@ class Connection(asyncio.Protocol):
             refusal = reply.SHUTTING_DOWN
         elif counts.total >= settings.max_connections:
             refusal, outcome = reply.TOO_MANY_CONNECTIONS, "limit"
+        elif short_of := listener.short_of():
+            refusal, outcome = reply.TOO_MANY_CONNECTIONS, short_of
         elif source is _HIDDEN:
             pass  # no limit of single clients can be meant for all of them together
         elif counts.has(counted, settings.max_connections_per_client):

@@ -14,6 +14,7 @@ from pathlib import Path
 from gateway.config.errors import ConfigError, KeyPath, did_you_mean
 from gateway.config.model import RELAY_GUARD, Config, PolicySection, Protocol, Relay, Route, RouteTls
 from gateway.config.values import HostPort
+from gateway.identity import identity_of
 from gateway.policy import Mode, OnError
 
 Finding = tuple[KeyPath, str]
@@ -41,6 +42,8 @@ def _unserviceable(config: Config) -> Iterator[Finding]:
         yield ("server", "tls", "key_file"), "needs server.tls.cert_file"
     if not config.server.listen and not config.server.listen_tls:
         yield ("server", "listen"), "no address to listen on"
+    if config.server.group and not config.server.user:
+        yield ("server", "group"), "needs server.user"
     if config.server.listen_tls and not tls.cert_file:
         yield ("server", "listen_tls"), "needs server.tls.cert_file and server.tls.key_file"
     if not config.admin.trust_loopback and not config.admin.token_file:
@@ -158,6 +161,11 @@ def _unusable_files(config: Config) -> Iterator[Finding]:
     if tls.cert_file and tls.key_file and not any(path[:2] == ("server", "tls") for path, _ in unreadable):
         yield from _unusable_certificate(tls.cert_file, tls.key_file)
     yield from _unusable_spool(config.server.spool_dir)
+    try:
+        if config.server.user:
+            identity_of(config.server.user, config.server.group)
+    except KeyError as exc:
+        yield ("server", "user"), str(exc.args[0])
 
 
 def check_state_file(config: Config) -> None:

@@ -18,9 +18,11 @@ KeyPath = tuple[str | int, ...]
 """A place in the configuration: ("relay", "routes", 0, "downstream")."""
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_SECRET = r"(?:password|passwd|secret|token|api_?key|credentials?)"
-_SECRET_NAME = re.compile(rf"(?i)(?:^|[_-]){_SECRET}$")
-_SECRET_ASSIGNMENT = re.compile(rf"(?i)((?:^|[\s{{,\"'_.-]){_SECRET}[\"']?\s*[=:]\s*)\S.*")
+_SECRETS = ("password", "passwd", "passphrase", "secret", "token", "apikey", "credential", "privatekey")
+_SECRET_NAME = re.compile(
+    r"(?i)(?:^|[_-])(?:password|passwd|passphrase|secret|token|api_?key|credential|private_?key)s?$"
+)
+_ASSIGNMENT = re.compile(r"([A-Za-z0-9_-]+)[\"']?\s*[=:]\s*(?=\S)")
 _URL_CREDENTIALS = re.compile(r"://[^/\s\"']*@")
 HIDDEN = "***"
 
@@ -94,5 +96,19 @@ def is_secret(key: str) -> bool:
 
 
 def redact(line: str) -> str:
-    """The text without the credentials of URLs and without values of keys that are named like secrets."""
-    return _SECRET_ASSIGNMENT.sub(rf"\1{HIDDEN}", _URL_CREDENTIALS.sub(f"://{HIDDEN}@", line))
+    """The text without the credentials of URLs, and up to the first value of a key that is named like a secret.
+
+    What is nearly such a name counts too: an excerpt is often shown because a key is misspelt.
+    """
+    line = _URL_CREDENTIALS.sub(f"://{HIDDEN}@", line)
+    for found in _ASSIGNMENT.finditer(line):
+        if is_secret(found[1]) or _resembles_secret(found[1]):
+            return line[: found.end()] + HIDDEN
+    return line
+
+
+def _resembles_secret(key: str) -> bool:
+    parts = re.split(r"[_-]", key.lower())
+    return parts[-1].removesuffix("s").endswith(_SECRETS) or any(
+        get_close_matches(word, _SECRETS, n=1, cutoff=0.8) for word in (parts[-1], "".join(parts[-2:]))
+    )

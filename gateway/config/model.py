@@ -106,6 +106,10 @@ class ServerTls(Section):
     key_file: OptionalPath = _key(None, "PEM file with the certificate's private key, unencrypted.")
 
 
+# useradd(8), and a number
+UserOrGroup = Annotated[str, Field(pattern=r"^([a-z_][a-z0-9_.-]{0,30}\$?|[0-9]{1,10}|)$")]
+
+
 class Server(Section):
     """`[server]`: the receiving side."""
 
@@ -176,6 +180,18 @@ class Server(Section):
     spool_memory_total_bytes: Integer = _key(
         67_108_864, "Content in flight kept in memory by one worker.", ge=0, le=68_719_476_736
     )
+    max_worker_memory_bytes: Integer = _key(
+        0,
+        "Memory of a worker above which it turns new connections away (421); 0: no limit.",
+        ge=0,
+        le=2**63 - 1,
+    )
+    user: UserOrGroup = _key(
+        "",
+        "User to become, by name or number, when all sockets are bound and mxgate was started as root; it has to be "
+        "able to read every file and to write to the state and the spool. Empty: stay who it is.",
+    )
+    group: UserOrGroup = _key("", "Its group, if not the user's own; supplementary groups are the user's.")
     tls: ServerTls = ServerTls()
 
 

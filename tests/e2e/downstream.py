@@ -83,6 +83,7 @@ class Downstream:
         self.address: Address = (LOOPBACK, free_port())
         self.messages: list[Received] = []
         self.unconfirmed: list[Received] = []
+        self.unheard: list[Received] = []  # of `messages`: the reply could not leave any more
         self.dots = 0  # messages that came up to their dot, answered or not
         self.commands: list[str] = []  # of all connections since the last `behave`
         self.extensions = extensions
@@ -116,6 +117,7 @@ class Downstream:
         with self._lock:
             self.messages.clear()
             self.unconfirmed.clear()
+            self.unheard.clear()
             self.dots = 0
             self.commands.clear()
         self.refused_rcpts = {}
@@ -170,13 +172,17 @@ class Downstream:
 
     def _serve(self, sock: socket.socket) -> None:
         try:
-            _Session(self, sock, self._faults).run()
+            _Session(self, sock, self.faults_of_a_connection()).run()
         except (_SessionOverError, OSError):
             pass  # the end of a connection, by either side
         finally:
             sock.close()
             with self._lock:
                 self._sockets.discard(sock)
+
+    def faults_of_a_connection(self) -> Mapping[Step, Fault]:
+        """How one that begins now will fail (asked by its session)."""
+        return self._faults
 
     def store(self, message: Received, *, confirmed: bool) -> None:
         """Record one message (called by its session)."""
@@ -258,6 +264,11 @@ class _Session:
         self._sink.dots += 1
         try:
             self._answer(Step.EOD, "250 2.0.0 Stored", message)
+        except OSError:
+            # the connection was dropped between the two halves of `_confirm`
+            if self._is_confirmed:
+                self._sink.unheard.append(message)
+            raise
         finally:
             if not self._is_confirmed:
                 self._sink.store(message, confirmed=False)
@@ -290,7 +301,7 @@ class _Session:
             case Fault.GARBAGE:
                 self._sock.sendall(GARBAGE)
             case Fault.CLOSING | Fault.TRANSIENT | Fault.PERMANENT as fault:
-                self._write(f"{fault} {fault[0]}.3.9 As the test says")
+                self._write(f"{fault} {fault[0]}.3.9 As the test says at {step}")
                 if fault is Fault.CLOSING:
                     raise _SessionOverError
             case fault:

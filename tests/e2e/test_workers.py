@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -225,6 +226,68 @@ def test_a_worker_that_a_policy_blocks_is_replaced(sink: Downstream, tmp_path: P
         (stuck,) = logged(gateway, "worker.stuck")
         (died,) = logged(gateway, "worker.died")
         assert (stuck["pid"], died["code"]) == (died["pid"], -signal.SIGKILL)
+        gateway.stop()
+    finally:
+        gateway.kill()
+
+
+BUSY = {
+    "sleep": "time.sleep(600)",
+    "loop": "while True: pass",
+    "regex": 're.match(r"(a+)+$", "a" * 60 + "b")',
+    "watch": "",
+}
+
+
+@pytest.mark.parametrize(
+    "way", ["sleep", pytest.param("loop", marks=full), "regex", pytest.param("watch", marks=full)]
+)
+def test_who_blocks_a_worker_is_named(way: str, sink: Downstream, tmp_path: Path) -> None:
+    policy = tmp_path / "blocker.py"
+    policy.write_text(
+        textwrap.dedent(f"""
+            import re, time
+            from gateway.api import Policy, proceed
+
+            class Watch:
+                def block(self, data):
+                    time.sleep(600)
+
+                def end(self):
+                    pass
+
+            class Blocker(Policy):
+                name = "blocker"
+
+                async def on_mail(self, tx):
+                    {BUSY[way] or "pass"}
+                    return proceed()
+
+                def on_header(self, tx):
+                    return Watch()
+        """)
+    )
+    config = config_for(
+        sink.address, overrides={"policy": {"blocker": {"file": str(policy), "mode": "enforce"}}}
+    )
+    impatient = "from gateway import cli, supervisor as s; s._BLOCKED_S, s._STUCK_S = 1.5, 6; cli.cli()"
+    gateway = Gateway(config, tmp_path, command=(sys.executable, "-c", impatient))
+    try:
+        gateway.wait_ready()
+        with gateway.connect() as victim:
+            victim.hello()
+            victim.send(b"MAIL FROM:<a@example.net>\r\nRCPT TO:<ann@example.org>\r\nDATA\r\n")
+            if way == "watch":
+                while victim.read_reply().code != 354:
+                    pass
+                victim.send(b"Subject: x\r\n\r\nbody\r\n")
+            wait_until(lambda: logged(gateway, "worker.blocked"), within_s=20, what="worker.blocked")
+            assert gateway.metric("mxgate_worker_blocked_total", policy="blocker") == 1
+            wait_until(lambda: logged(gateway, "worker.died"), within_s=20, what="worker.died")
+        (blocked,), (stuck,) = logged(gateway, "worker.blocked"), logged(gateway, "worker.stuck")
+        assert (blocked["policy"], blocked["stage"]) == ("blocker", "" if way == "watch" else "mail")
+        assert any(f"{policy}:" in str(frame) for frame in cast("list[object]", blocked["frames"]))
+        assert stuck["policy"] == "blocker"
         gateway.stop()
     finally:
         gateway.kill()

@@ -66,11 +66,11 @@ def search(name: str, seconds: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["gateway", "policies"]):
-        from tests.fuzz.targets import TARGETS
+        from tests.fuzz.targets import TARGETS, kept
     target = TARGETS[name]
     directory = LEARNT / name
     directory.mkdir(parents=True, exist_ok=True)
-    for number, seed in enumerate(target.seeds):
+    for number, seed in enumerate((*target.seeds, *kept(name))):
         (directory / f"seed-{number}").write_bytes(seed)
     options = [
         f"-max_total_time={seconds}",

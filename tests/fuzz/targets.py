@@ -6,8 +6,10 @@ comes out of it is a finding. Its seeds are texts as honest people write them; t
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from gateway.mail import authres
@@ -23,10 +25,21 @@ from policies.verify.dmarc import record as dmarc
 from policies.verify.keys import parse_key
 from policies.verify.spf import record as spf
 from policies.verify.tags import TagError, parse_tags, without_tag
+from tests.adapters.fake_nameserver import reply_to
+from tests.fuzz import machines
 
 OWN_IDS = authres.own_ids("mx.example.org", "mx.bücher.example")
 AUTHOR = Domain("example.org")
 OFFERED = frozenset(Extension)
+
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+def kept(name: str) -> list[bytes]:
+    """What earlier searches have learnt about a target: octets that reach code which others do not, one a line."""
+    lines = (CORPUS / f"{name}.txt").read_text("ascii").splitlines()
+    return [ast.literal_eval(line) for line in lines]
 
 
 class Target(NamedTuple):
@@ -105,6 +118,20 @@ SET = (
     b"ARC-Message-Signature: i=1; a=rsa-sha256; d=example.org; s=s1; h=from; bh=AAAA; b=AAAA\r\n"
     b"ARC-Authentication-Results: i=1; mx.example.org; dmarc=pass header.from=example.org\r\n"
 )
+# The octets in front of what a machine is fed say where it is cut.
+CUT = bytes([1, 30, 80, 200])
+SESSION = (
+    b"EHLO c.example\r\nMAIL FROM:<a@example.org> SIZE=100\r\nRCPT TO:<b@example.org>\r\n"
+    b"RCPT TO:<unknown@example.org>\r\nDATA\r\n"
+)
+CONTENT = b"Subject: x\r\n y\r\n\r\n..a\r\n.\r\n"
+PACKET = reply_to(
+    machines.QUERY,
+    "a.example.org. 60 IN CNAME b.example.org.",
+    'b.example.org. 60 IN TXT "v=spf1" " -all"',
+    "a.example.org. 60 IN MX 10 b.example.org.",
+    "a.example.org. 60 IN AAAA ::ffff:192.0.2.1",
+).to_wire()
 PROXY_V2 = bytes.fromhex("0d0a0d0a000d0a515549540a2111000cc0000201c00002020400 0019")
 
 TARGETS = {
@@ -128,6 +155,7 @@ TARGETS = {
             " mx.bücher.example; dmarc/1=fail header.from = example.org".encode(),
         ),
     ),
+    "bdat": Target(machines.bdat, (CUT + CONTENT, CUT + b"a\r\n.\r\nb")),
     "command": Target(
         command,
         (
@@ -137,12 +165,21 @@ TARGETS = {
             b"BDAT 100 LAST",
         ),
     ),
+    "data": Target(machines.data, (CUT + CONTENT, CUT + b"a\n.\nb\r\n.\r\nNOOP\r\n", CUT + b".\r\nQUIT\r\n")),
     "dkim": Target(
         dkim_signature, (SIGNATURE + b" h=from:to; bh=AAAA; l=3; x=1800000000; z=From:a|To:=20b; b=AAAA",)
     ),
     "dmarc": Target(
         dmarc_record,
         (b" p=reject; sp=none; np=quarantine; adkim=s; psd=y; t=y; rua=mailto:a@example.org!10m",),
+    ),
+    "dns": Target(machines.dns_packet, (PACKET,)),
+    "header": Target(
+        machines.header,
+        (
+            CUT + b"From: a@example.org\r\nSubject : x\r\n\ty\r\nno field\r\n..x: y\r\n\r\nbody",
+            CUT + b"\r\nbody\r\n",
+        ),
     ),
     "key": Target(
         parse_key,
@@ -153,6 +190,24 @@ TARGETS = {
     ),
     "proxy": Target(
         proxy_header, (b"PROXY TCP6 2001:db8::1 2001:db8::2 1024 25\r\n", b"PROXY UNKNOWN\r\n", PROXY_V2)
+    ),
+    "replies": Target(
+        machines.replies,
+        (
+            CUT
+            + b"250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n550-5.1.1 No\r\n550 5.1.1 user\r\n354 Go\r\n250 2.0.0 Stored\r\n",
+            CUT + b"250-mx.example.org\r\n250-SIZE 100\r\n250-LIMITS RCPTMAX=5\n250 XCLIENT NAME ADDR\r\n",
+            CUT + b"250 a\r\n250 b\r\n250 c\r\n354 d\r\n421 4.3.2 Bye\r\n",
+        ),
+    ),
+    "server": Target(
+        machines.server,
+        (
+            CUT + SESSION + CONTENT + b"QUIT\r\n",
+            CUT
+            + b"HELO c\r\nMAIL FROM:<>\r\nRCPT TO:<b@example.org>\r\nBDAT 4\r\na\r\nbBDAT 3 LAST\r\nc\r\nNOOP\r\n",
+            CUT + b"EHLO c\r\nSTARTTLS\r\nEHLO c\r\nVRFY x\r\nRSET\r\n",
+        ),
     ),
     "spf": Target(
         spf_record,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fuzz import guided
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets import TARGETS, kept
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -18,6 +18,14 @@ def test_a_target_takes_its_seeds_wherever_they_are_cut(name: str) -> None:
         for cut in range(len(seed) + 1):
             function(seed[:cut])
             function(seed[cut:])
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_takes_what_earlier_searches_have_learnt(name: str) -> None:
+    octets = kept(name)
+    assert octets
+    for each in octets:
+        TARGETS[name].function(each)
 
 
 @pytest.mark.parametrize("name", TARGETS)

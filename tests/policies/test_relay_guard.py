@@ -31,6 +31,16 @@ ROUTING = reject("routing", ROUTING_DENIED)
 UNKNOWN = reject("unknown_recipient", NO_SUCH_RECIPIENT)
 
 
+def test_refusals_have_the_codes_that_senders_know() -> None:
+    # RFC 5321 4.2.3, RFC 3463 3.8 and 3.2
+    assert [(each.code, each.enhanced) for each in (RELAYING_DENIED, ROUTING_DENIED, NO_SUCH_RECIPIENT)] == [
+        (550, "5.7.1"),
+        (550, "5.7.1"),
+        (550, "5.1.1"),
+    ]
+    assert (CLIENT_HIDDEN.code, CLIENT_HIDDEN.enhanced) == (451, "4.7.1")
+
+
 def transaction(trust: Trust = Trust.UNTRUSTED) -> Transaction:
     session = Session("S", ip_address("127.0.0.1"), 1234, trust=trust)
     return Transaction("S-1", session, Envelope(None))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.lookup import BUDGET, Answer, Found, RRType
+from gateway.lookup import BUDGET, Answer, Found, Question, RRType
 from gateway.smtp.address import Domain
 from gateway.testing.zone import Node, Zone
 from gateway.verdict import AuthResult, Result
@@ -230,6 +230,40 @@ def test_an_exact_match_passes_whatever_could_not_be_asked_above_a_record() -> N
     assert judged(dns, "example.org", dkim("example.org")).result is PASS
 
 
+@pytest.mark.parametrize("result", [each for each in Result if each is not PASS])
+def test_only_a_pass_passes_while_the_record_is_not_known(result: Result) -> None:
+    dns = zone({"a.mail.example.org": "p=reject", "org": "!timeout"})
+    dns.nodes["_dmarc.a.mail.example.org"] = {RRType.TXT: [b"v=DMARC1; p=reject", b"v=DMARC1; p=none"]}
+    dns.nodes["_dmarc.mail.example.org"] = {RRType.TXT: [b"v=DMARC1; p=reject"]}
+    author = "a.mail.example.org"
+    assert judged(dns, author, dkim(author, result)).result is TEMPERROR
+    passed = judged(dns, author, dkim(author))
+    assert (passed.result, passed.judged[0].is_aligned) == (PASS, True)
+
+
+def test_a_walk_that_failed_above_a_record_gives_none_to_apply() -> None:
+    dns = zone({"example.org": "p=none", "org": "!timeout"})
+    found = judged(dns, "mail.example.org", dkim("example.net"))
+    assert (found.result, found.trouble, found.policy) == (TEMPERROR, Trouble.RECORD, NONE)
+
+
+def test_existence_that_we_did_not_ask_for_leaves_the_policy_open() -> None:
+    class Hurried(Zone):
+        def answer(self, question: Question) -> Answer:
+            if question.name == "x.example.org":
+                return Answer(Found.TEMPORARY_FAILURE, why=BUDGET)
+            return super().answer(question)
+
+    dns = Hurried(zone({"example.org": "p=reject; sp=reject; np=quarantine"}).nodes)
+    found = judged(dns, "x.example.org")
+    assert (found.policy, found.trouble) == (QUARANTINE, Trouble.BUDGET)
+
+
+def test_a_temperror_of_something_else_is_no_check_that_failed_as_a_whole() -> None:
+    results = [AuthResult("dkim", TEMPERROR, properties=(("header.i", "@example.org"),))]
+    assert identifiers(results, has_reverse_path=True) == ()
+
+
 def test_what_could_be_aligned_is_a_temperror_while_the_organization_is_not_known() -> None:
     dns = zone(ORG | {"org": "!timeout"})
     found = judged(dns, "example.org", dkim("mail.example.org"))
@@ -295,7 +329,16 @@ def test_the_evidence_says_what_was_looked_at_and_why() -> None:
         "dkim=temperror of no domain: open, the check failed as a whole",
         "dmarc=temperror, what may be aligned could not be checked",
     ]
-    assert list(judged(zone({}), "example.org").lines())[-1] == "dmarc=none, there is no record"
+    assert list(judged(zone({}), "example.org").lines()) == [
+        "author domain example.org",
+        "dmarc=none, there is no record",
+    ]
+    aligned = judged(dns, "example.org", spf("example.org"), dkim("example.org"))
+    assert list(aligned.lines())[-3:] == [
+        "spf=pass example.org: aligned, it is the author domain",
+        "dkim=pass example.org: open, not looked at, since another one is aligned",
+        "dmarc=pass",
+    ]
     assert list(judged(dns, "example.org", dkim("example.org")).lines())[-1] == "dmarc=pass"
 
 
