@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,9 +32,12 @@ def documented() -> str:
 
 @pytest.fixture(scope="module")
 def exim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exim]:
-    server = Exim(tmp_path_factory.mktemp("exim") / "root", documented())
+    root = tmp_path_factory.mktemp("exim") / "root"
+    server = Exim(root, documented())
     yield server
     server.close()
+    # hundreds of megabytes, which pytest would keep
+    shutil.rmtree(root)
 
 
 @pytest.fixture
