@@ -75,6 +75,19 @@ _LIFE = Row(
             thresholds=((1, RED),),
         ),
         Panel(
+            "Workers that stood still",
+            "Times in the last hour that a worker's loop did not turn for seconds, by the policy that kept it busy; none: it "
+            "was no policy.",
+            "short",
+            (
+                Query(
+                    "sum by (instance, policy) (increase(mxgate_worker_blocked_total{$F}[1h]))",
+                    "{{instance}} {{policy}}",
+                ),
+            ),
+            thresholds=((1, ORANGE),),
+        ),
+        Panel(
             "Uptime",
             "Since the supervisor started.",
             "s",
