@@ -706,7 +706,7 @@ class Conversation:
             helo=session.helo,
             proto=with_protocol(session, tx.envelope),
             tls=session.tls.version if session.tls else "",
-            trust=session.trust,
+            trust=session.trust.value,
             mail_from=mail_from.text if mail_from is not None else "",
             rcpts=[rcpt.mailbox.text for rcpt in rcpts[:_LOGGED_RCPTS]],
             rcpt_count=len(open_.accepted),

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.e2e.chaos import (
+    WORTH,
     Chaos,
     ChaoticDns,
     ChaoticDownstream,
@@ -113,7 +114,7 @@ def test_chaos(
     assert record.unfounded_refusals() == {}
     assert not any("smuggled" in message.mail_from for message in sink.messages)
     # the run was worth its name
-    assert len(record.accepted) > 5
+    assert len(record.accepted) >= WORTH
     assert record.deferred
 
     # well again: mail flows at once, and nothing is kept

@@ -271,7 +271,13 @@ def _json_list(values: list[object]) -> str:
         return _json(values)
 
 
-_ENCODERS: dict[type, Callable[[Any], str]] = {str: _esc, int: repr, list: _json_list}
+_ENCODERS: dict[type, Callable[[Any], str]] = {
+    str: _esc,
+    int: repr,
+    bool: {True: "true", False: "false"}.__getitem__,
+    float: lambda value: repr(value) if isfinite(value) else _json(value),
+    list: _json_list,
+}
 
 
 def _render_text(timestamp: _Timestamp, style: str, *, colors: bool) -> Callable[[object, str, _Event], str]:
