@@ -279,7 +279,7 @@ class Conversation:
         """`ehlo` where no policy is planned for it: nothing to wait for, nothing that could be refused."""
         old = self.session
         self.session = Session(
-            old.id, old.client, old.port, domain, esmtp, old.tls, old.trust, old.address_source
+            old.id, old.client, old.port, domain, esmtp, old.tls, old.trust, old.address_source, old.user
         )
 
     def tls_started(self, tls: TlsInfo) -> None:

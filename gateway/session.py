@@ -60,7 +60,8 @@ class Session:
     """One SMTP connection as it stands now.
 
     `helo` is the argument of the last EHLO or HELO as the client gave it, "" before; it is not authenticated.
-    `client` is an IPv4 address also when it arrived IPv4-mapped.
+    `client` is an IPv4 address also when it arrived IPv4-mapped. `user` is who it proved to be (RFC 4954), in the form
+    that the back-end gave; never "", and None where nobody did: it is set exactly where `trust` is authenticated.
     """
 
     id: str
@@ -71,6 +72,7 @@ class Session:
     tls: TlsInfo | None = None
     trust: Trust = Trust.UNTRUSTED
     address_source: AddressSource = AddressSource.SOCKET
+    user: str | None = None
 
 
 class BodyType(StrEnum):
