@@ -2,14 +2,14 @@
 
 from gateway.list_file import ListError, ListFile
 from gateway.lookup import BUDGET, Answer, Asked, Found, Lookup, Mx, Question, RRType, ask
-from gateway.mail.author import AuthorError, AuthorFault, author_domain
+from gateway.mail.author import Author, AuthorError, AuthorFault, author_domain, authors
 from gateway.mail.authres import ReadResult, ReadResults
 from gateway.mail.authres import parse as parse_results
 from gateway.mail.digest import BodyDigest, BodyDigests, Canonicalization
 from gateway.mail.message import Field, Header, Message
 from gateway.policy import NoSettings, OnError, Outcome, Policy, Watch
 from gateway.services import Clock, Log, Metrics, Resolver, Services, Store
-from gateway.session import AddressSource, Envelope, Recipient, Session, Slot, Transaction, Trust
+from gateway.session import AddressSource, Envelope, Recipient, Role, Session, Slot, Transaction, Trust
 from gateway.smtp.address import AddressError, AddressLiteral, Domain, Mailbox, parse_forward_path
 from gateway.smtp.reply import Reply
 from gateway.store import Entry, Keyspace, NotACounterError, Operation, Page, StoreDownError, StoreError
@@ -39,6 +39,7 @@ __all__ = [
     "Answer",
     "Asked",
     "AuthResult",
+    "Author",
     "AuthorError",
     "AuthorFault",
     "BodyDigest",
@@ -78,6 +79,7 @@ __all__ = [
     "Reply",
     "Resolver",
     "Result",
+    "Role",
     "Services",
     "Session",
     "Slot",
@@ -91,6 +93,7 @@ __all__ = [
     "Watch",
     "ask",
     "author_domain",
+    "authors",
     "defer",
     "parse_forward_path",
     "parse_results",

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
-from gateway.config import HostPort, Server
+from gateway.config import Config, HostPort
 from gateway.errors import GatewayError
+from gateway.session import Role
 from gateway.smtp import reply
 
 EXIT_FAILURE = 1
@@ -37,6 +38,18 @@ class Place(NamedTuple):
 
     address: HostPort
     is_tls: bool
+    role: Role = Role.MX
+
+
+class Sockets(NamedTuple):
+    """What a worker accepts from in one role; connections of `implicit_tls` begin with a handshake."""
+
+    plain: tuple[socket.socket, ...] = ()
+    implicit_tls: tuple[socket.socket, ...] = ()
+
+
+WorkerSockets = Mapping[Role, Sockets]
+"""Of each role that has addresses."""
 
 
 class Listening:
@@ -46,19 +59,23 @@ class Listening:
         self._sockets = sockets
         self._workers = workers
 
-    def of_worker(self, number: int, *, is_tls: bool) -> tuple[socket.socket, ...]:
+    def of_worker(self, number: int) -> WorkerSockets:
         """What the worker with this number, from 1, accepts from."""
-        return tuple(
-            sock
-            for place, sockets in self._sockets.items()
-            if place.is_tls == is_tls
-            for sock in (sockets[number - 1], *sockets[self._workers :])
-        )
+        found: dict[Role, Sockets] = {}
+        for place, sockets in self._sockets.items():
+            plain, implicit = found.get(place.role, Sockets())
+            own = (sockets[number - 1], *sockets[self._workers :])
+            found[place.role] = (
+                Sockets(plain, implicit + own) if place.is_tls else Sockets(plain + own, implicit)
+            )
+        return found
 
-    def addresses(self, *, is_tls: bool) -> list[str]:
+    def addresses(self, role: Role = Role.MX, *, is_tls: bool) -> list[str]:
         """Where it listens, with the ports that the kernel chose."""
         return [
-            str(name_of(sockets[0])) for place, sockets in self._sockets.items() if place.is_tls == is_tls
+            str(name_of(sockets[0]))
+            for place, sockets in self._sockets.items()
+            if place.is_tls == is_tls and place.role is role
         ]
 
     def without(self, other: Listening | None) -> Iterator[tuple[socket.socket, bool]]:
@@ -69,10 +86,14 @@ class Listening:
             yield from ((sock, place.is_tls) for sock in sockets if sock not in theirs)
 
 
-def listen(server: Server, workers: int, before: Listening | None = None) -> Listening:
+def listen(config: Config, workers: int, before: Listening | None = None) -> Listening:
     """Bind what `before` lacks. Raises StartError; then nothing has changed."""
-    places = [Place(address, False) for address in server.listen]
-    places += [Place(address, True) for address in server.listen_tls]
+    places = [
+        Place(address, is_tls, role)
+        for role, section in ((Role.MX, config.server), (Role.SUBMISSION, config.submission))
+        for is_tls, addresses in ((False, section.listen), (True, section.listen_tls))
+        for address in addresses
+    ]
     known = {} if before is None else before._sockets  # noqa: SLF001  # as above
     # The probe for others that listen there would find ourselves.
     ports_of_ours = {name_of(sockets[0]).port for sockets in known.values()}

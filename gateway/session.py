@@ -39,6 +39,13 @@ class Trust(StrEnum):
     AUTHENTICATED = "authenticated"  # it proved who it is
 
 
+class Role(StrEnum):
+    """What a listener is for, and with it whose mail comes in there."""
+
+    MX = "mx"  # mail from anybody, for our domains
+    SUBMISSION = "submission"  # mail of our users, who authenticate, for anybody (RFC 6409)
+
+
 class AddressSource(StrEnum):
     """How the client's address became known."""
 
@@ -73,6 +80,7 @@ class Session:
     trust: Trust = Trust.UNTRUSTED
     address_source: AddressSource = AddressSource.SOCKET
     user: str | None = None
+    role: Role = Role.MX
 
 
 class BodyType(StrEnum):

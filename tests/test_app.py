@@ -245,8 +245,9 @@ def test_each_policy_may_wait_for_dns_a_part_of_the_time_that_it_has(tmp_path: P
     path = tmp_path / "mxgate.toml"
     path.write_text(f"{CONFIG}\n[policy.quick]\nfile = '{file}'\n")
     config = load(path, environ={})
-    worker: Any = Worker(config, plan(config), FakeLog(), ProcessMetrics())
+    planned = plan(config)
+    worker: Any = Worker(config, [(config, planned)], FakeLog(), ProcessMetrics())
     dns = FakeDns()
-    worker._pipeline(FakeServices(), dns)
+    worker._pipeline(config, planned, FakeServices(), dns)
     assert dns.limits["quick"] == pytest.approx(2 * 0.85)
     assert dns.limits["relay_guard"] == pytest.approx(10 * 0.85)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from gateway.services import Counter, Counters, Services
     from gateway.session import Envelope, Recipient
     from gateway.smtp.content import Fault
+    from gateway.smtp.sasl import Credentials
 
 T = TypeVar("T")
 
@@ -148,11 +149,14 @@ class Listener:
         self._drained = asyncio.Event()
         self._hidden_by: IPv4Address | IPv6Address | None = None  # as of the last sweep
         metrics = services.metrics
+        role = gatekeeper.settings.role
         connections = metrics.counters(
-            "mxgate_connections_total", "Connections by how they began", ("outcome",)
+            "mxgate_connections_total",
+            "Connections by how they began, and the role of the listener",
+            ("outcome", "role"),
         )
         outcomes = ("served", "limit", "client_limit", "client_rate")
-        self.connections = {o: connections.labels(o) for o in outcomes}
+        self.connections = {o: connections.labels(o, role) for o in outcomes}
         self.open_connections = metrics.gauges(
             "mxgate_open_connections", "Connections that are open"
         ).labels()
@@ -174,13 +178,15 @@ class Listener:
         self.proxy_headers = {o: headers.labels(o) for o in _PROXY_OUTCOMES}
         self._source_hidden = metrics.gauges(
             "mxgate_source_hidden",
-            "Whether a private address seems to be a balancer's that hides its clients",
-        ).labels()
+            "Whether a private address seems to be a balancer's that hides its clients, by role of the listener",
+            ("role",),
+        ).labels(role)
         self._source_share = metrics.gauges(
             "mxgate_source_share",
-            "Part of the recent clients that came from the commonest private address",
+            "Part of the recent clients that came from the commonest private address, by role of the listener",
+            ("role",),
             merge=Merge.MAX,
-        ).labels()
+        ).labels(role)
 
     async def start(self, sockets: Sequence[socket.socket], tls_sockets: Sequence[socket.socket]) -> None:
         """Accept connections on sockets that are bound already; those of `tls_sockets` begin with a handshake."""
@@ -662,6 +668,13 @@ class Connection(asyncio.Protocol):
         else:
             extensions = self._listener.gatekeeper.extensions()
             self._server.greet(extensions if self._conversation.session.esmtp else None)
+
+    def auth(self, credentials: Credentials) -> None:
+        """The end of an exchange of AUTH."""
+        self._await(self._conversation.authenticate(credentials), self._authenticated)
+
+    def _authenticated(self, answer: Answer) -> None:
+        self._server.answer_auth(answer.reply, close=answer.close)
 
     def mail(self, envelope: Envelope) -> None:
         """MAIL."""

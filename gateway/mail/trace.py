@@ -1,4 +1,4 @@
-"""The Received field (RFC 5321 4.4, RFC 3848, RFC 6531 4.3)."""
+"""The Received field (RFC 5321 4.4, RFC 3848, RFC 6531 4.3), and what a submitted message may lack (RFC 6409 8)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ _NOT_DOMAIN = re.compile(r"[^A-Za-z0-9.:_\[\]-]")
 def received(tx: Transaction, hostname: str, now: float) -> bytes:
     """Our trace field in wire form: who gave us this message, how, and when (`now` in seconds since the epoch)."""
     session, envelope = tx.session, tx.envelope
-    # RFC 3848: with ESMTP, S with TLS; RFC 6531 4.3: UTF8SMTP
+    # RFC 3848: with ESMTP, S with TLS, A authenticated; RFC 6531 4.3: UTF8SMTP
     protocol = "UTF8SMTP" if envelope.smtputf8 else "ESMTP" if session.esmtp else "SMTP"
     tls = ""
     if session.tls is not None:
         protocol += "S"
         tls = f"\r\n\t({session.tls.version} {session.tls.cipher})"
+    if session.user is not None:
+        protocol += "A"
     client = f"IPv6:{session.client}" if isinstance(session.client, IPv6Address) else session.client
     helo = _NOT_DOMAIN.sub("?", session.helo)
     rcpts = envelope.rcpts
@@ -34,6 +36,18 @@ def received(tx: Transaction, hostname: str, now: float) -> bytes:
         f"\tby {hostname} with {protocol} id {tx.id}{tls}{for_};\r\n"
         f"\t{_date(int(now))}\r\n"
     ).encode()
+
+
+def missing_fields(tx: Transaction, hostname: str, now: float) -> bytes:
+    """Date and Message-ID in wire form, those that the message has not."""
+    assert tx.message is not None
+    header, added = tx.message.header, b""
+    # RFC 6409 8.2, 8.3: may be added where they are missing. Ids have a dot-atom in front (RFC 5322 3.6.4).
+    if not header.all(b"date"):
+        added += f"Date: {_date(int(now))}\r\n".encode()
+    if not header.all(b"message-id"):
+        added += f"Message-ID: <{tx.id}@{hostname}>\r\n".encode()
+    return added
 
 
 @lru_cache(maxsize=4)
