@@ -61,7 +61,7 @@ class Backend(Protocol):
 class AuthenticationSettings:
     """What the operator decides; see docs/configure.md, [submission.auth]."""
 
-    timeout_s: float = 10.0
+    timeout_s: float = 20.0
     failure_delay_s: float = 2.0
     failure_window_s: float = 3600.0
     max_failures_per_client: int = 20
@@ -120,6 +120,8 @@ class Authenticator:
             attempt, error = _Attempt(is_over=False), f"state: {exc}"
         if attempt.is_over:
             outcome = "limited"
+            # an attempt that nobody looked at is no failure, least of all of the user's name
+            await self._record(attempt.when_unknown)
         elif not error:
             try:
                 user = await self._ask(credentials, session)
@@ -137,19 +139,20 @@ class Authenticator:
                 user=user[:_LOGGED_CHARACTERS],
             )
             return Judged(reply.AUTH_OK, user)
-        tell = self._log.error if outcome == "unavailable" else self._log.warning
-        tell(
-            f"auth.{outcome}",
-            session=session.id,
-            client=str(session.client),
-            user=credentials.user[:_LOGGED_CHARACTERS],
-            error=error,
-        )
-        if outcome == "unavailable":
+        who = {
+            "session": session.id,
+            "client": str(session.client),
+            "user": credentials.user[:_LOGGED_CHARACTERS],
+        }
+        if error:
+            self._log.error("auth.unavailable", **who, error=error)
             return Judged(reply.AUTH_UNAVAILABLE)
-        await self._pause(begun)
-        if outcome == "limited":
+        if attempt.is_over:
+            self._log.warning("auth.limited", **who)
+            await self._pause(begun)
             return Judged(reply.TOO_MANY_AUTH_FAILURES, close=True)
+        self._log.warning("auth.refused", **who)
+        await self._pause(begun)
         return Judged(reply.AUTH_REFUSED)
 
     async def _ask(self, credentials: Credentials, session: Session) -> str | None:

@@ -102,7 +102,7 @@ def _unusable_quarantine(config: Config) -> Iterator[Finding]:
 def _unusable_submission(config: Config) -> Iterator[Finding]:
     own, routes = config.submission, dict(config.relay.named_routes)
     if not own.is_on:
-        if own.model_fields_set - {"listen", "listen_tls"}:
+        if own.route or own.policy or own.auth.address:
             yield ("submission",), "has no effect without submission.listen or submission.listen_tls"
         return
     if not config.server.tls.cert_file:

@@ -424,7 +424,8 @@ class SubmissionAuth(Section):
     tls_name: str = _key(
         "", "With `downstream`: name that the certificate must carry; empty: the host of `address`."
     )
-    timeout_s: Seconds = _key(10.0, "For one attempt; then 454.", gt=0, le=60)
+    # Dovecot answers a client that has failed often after up to 17 s.
+    timeout_s: Seconds = _key(20.0, "For one attempt; then 454.", gt=0, le=60)
     failure_delay_s: Seconds = _key(
         2.0, "A failure is told a whole number of these behind its attempt; 0: at once.", ge=0, le=30
     )
