@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from gateway.smtp.sasl import Credentials, Mechanism
 from gateway.store import Keyspace
 from gateway.testing.store import FakeStore
 from gateway.verdict import AddField, Stage, Verdict, defer, proceed, quarantine, reject
+from policies.dkim_sign import DkimSignSettings
+from policies.sender_login import SenderLoginSettings
 from tests.fakes import FakeServices, Says
 from tests.world import LATER, NEVER, TLS, World, envelope, rcpt, send
 
@@ -346,6 +349,35 @@ def test_a_configuration_that_contradicts_itself_is_refused(
         loaded(tmp_path, change)
     told = [str(problem) for problem in caught.value.problems]
     assert any(key in each and why in each for each in told), told
+
+
+def test_the_configurations_of_the_docs_are_accepted(tmp_path: Path) -> None:
+    """docs/submission.md, with keys in the place of those that it names."""
+    text = (Path(__file__).parents[1] / "docs" / "submission.md").read_text("utf-8")
+    blocks = re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    first, downstream, *policies = blocks
+    file = tmp_path / "mxgate.toml"
+    common = (
+        'server.hostname = "mx.example.org"\nrelay.domains = ["example.org"]\n'
+        '[[relay.routes]]\ndownstream = ["192.0.2.5:25"]\n'
+    )
+    file.write_text(common + first + "".join(policies))
+    planned = {each.name: each.settings for each in plan(load(file, environ={}).for_submission())}
+    assert list(planned) == ["relay_guard", "sender_login", "dkim_sign"]
+    assert isinstance(planned["dkim_sign"], DkimSignSettings)
+    assert [each.selector for each in planned["dkim_sign"].keys] == ["2026a", "2026e"]
+    file.write_text(common + first[: first.index("[submission.auth]")] + downstream)
+    assert load(file, environ={}).submission.auth.backend == "downstream"
+
+
+@pytest.mark.parametrize(
+    ("policy", "settings"), [("sender_login", SenderLoginSettings), ("dkim_sign", DkimSignSettings)]
+)
+def test_each_setting_is_explained_in_the_words_of_the_policy(policy: str, settings: type) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "submission.md").read_text("utf-8")
+    section = text[text.index(f"## {policy}") :].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| (.*) \|$", section, re.MULTILINE)
+    assert rows == [(each.name, each.metadata["doc"]) for each in fields(settings)]
 
 
 def test_submission_without_a_certificate_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What stands behind submission: a Dovecot that knows passwords, and a Postfix whose own submission port asks it.
 
-Dovecot serves its auth socket (a path, and a port of 127.0.0.1) and nothing else. The Postfix takes mail from nobody but
-who has authenticated there, or for whom the gateway says so by XCLIENT LOGIN; it stores all of it.
+Dovecot serves its auth socket (a path, and a port of 127.0.0.1) and nothing else. The Postfix takes mail from nobody
+but who has authenticated there, or for whom the gateway says so by XCLIENT LOGIN; it stores all of it.
 """
 
 from __future__ import annotations
@@ -142,6 +142,7 @@ def submission_sections(
         "downstream": [f"{host}:{port}"],
         "identity": "xclient",
     }
+    quick: dict[str, Value] = {"failure_delay_s": 0.2}
     return {
         "server": {"tls": {"cert_file": str(tls.cert_file), "key_file": str(tls.key_file)}},
         "relay": {"routes": [inbound, own]},
@@ -150,7 +151,7 @@ def submission_sections(
             "listen": [f"{LOOPBACK}:{free_port()}"],
             "listen_tls": [f"{LOOPBACK}:{free_port()}"],
             "route": "submission",
-            "auth": {"failure_delay_s": 0.2} | auth,
+            "auth": quick | auth,
             **keys,
         },
     }

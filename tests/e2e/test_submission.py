@@ -1,9 +1,10 @@
-"""Submission with real clients, a real Dovecot and a real Postfix: who may, how it is said, what arrives, what is cut."""
+"""Submission with real clients, a real Dovecot and a real Postfix: who may, what arrives, what is cut."""
 
 from __future__ import annotations
 
 import base64
 import json
+import re
 import smtplib
 import ssl
 import subprocess
@@ -11,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import dkim
+import dkim  # type: ignore[import-untyped]  # it has no annotations
 import pytest
 from cryptography.hazmat.primitives import serialization
 
@@ -32,6 +33,7 @@ from tests.e2e.submission import (
 
 pytestmark = pytest.mark.e2e
 
+DOCS = Path(__file__).parents[2] / "docs" / "submission.md"
 RCPT = "you@example.net"
 MESSAGE = (
     b"From: Ann <ann@example.org>\r\nTo: you@example.net\r\nSubject: Hello\r\n\r\n.dot\r\nbody  \r\n\r\n"
@@ -412,7 +414,7 @@ def guess(gateway: Gateway, tls: Tls, source: str) -> list[int]:
     replies: list[int] = []
     while True:
         with in_tls(gateway, tls, source) as client:
-            codes = []
+            codes: list[int] = []
             while codes[-1:] != [421]:
                 if len(codes) == 3:
                     codes.append(client.read_reply().code)
@@ -502,6 +504,30 @@ def test_the_downstreams_submission_port_is_asked(
         assert client.data(MESSAGE).code == 250
     with in_tls(gateway, tls) as client:
         assert client.command(f"AUTH PLAIN {plain(ANN, 'wrong')}").code == 535
+
+
+def test_the_postfix_of_the_docs(
+    tls: Tls, passwords: PasswordServer, start_gateway: StartGateway, rcpt: str
+) -> None:
+    """docs/submission.md: a port without TLS that takes users from the gateway alone."""
+    options = {
+        name: value.replace("private/auth", str(passwords.socket))
+        for name, value in re.findall(r"^  -o (\w+)=(.*)$", DOCS.read_text("utf-8"), re.MULTILINE)
+        if name != "syslog_name"
+    }
+    assert len(options) == 7
+    postfix = Postfix(options | {"virtual_mailbox_domains": "example.org example.net"})
+    try:
+        gateway = start_gateway(
+            postfix.address, submission_sections(postfix, tls, {"address": f"unix:{passwords.socket}"})
+        )
+        with logged_in(gateway, tls) as client:
+            assert [reply.code for reply in client.envelope(ANN, [rcpt])] == [250, 250]
+            assert client.data(MESSAGE).code == 250
+        postfix.wait_stored(rcpt)
+        assert "sasl_username=ann@example.org" in postfix.log()
+    finally:
+        postfix.close()
 
 
 @pytest.mark.parametrize("key", ["tls_ca_file", "tls_name"])

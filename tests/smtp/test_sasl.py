@@ -196,6 +196,8 @@ def test_any_exchange_ends_in_credentials_or_a_refusal(
     mechanism: Mechanism, initial: bytes | None, lines: list[bytes]
 ) -> None:
     exchange = Exchange(mechanism)
+    refused = 0
+    step: Challenge | Credentials = Challenge(b"")
     try:
         step = exchange.begin(initial)
         for line in lines:
@@ -204,7 +206,9 @@ def test_any_exchange_ends_in_credentials_or_a_refusal(
             assert step.wire.endswith(b"\r\n")
             step = exchange.respond(line)
     except SaslError as exc:
-        assert exc.reply.code == 501
+        refused = exc.reply.code
+    if refused:
+        assert refused == 501
     else:
         assert isinstance(step, Credentials)
         assert step.password

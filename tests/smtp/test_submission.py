@@ -80,8 +80,8 @@ class Driver:
         self.closed = reason
 
 
-def ready(**options: bool) -> Driver:
-    driver = Driver(**options)
+def ready(*, tls: bool = True, settings: ServerSettings = SETTINGS, waits: bool = False) -> Driver:
+    driver = Driver(tls=tls, settings=settings, waits=waits)
     driver.say(b"EHLO a\r\n")
     return driver
 
@@ -267,7 +267,7 @@ def test_the_parameter_auth_of_mail_is_taken_and_means_nothing() -> None:
 
 @pytest.mark.parametrize("tls", [False, True])
 def test_a_server_for_others_mail_knows_no_auth(tls: bool) -> None:
-    driver = ready(tls=tls, settings=ServerSettings("mx.example.org", has_tls=True))  # type: ignore[arg-type]
+    driver = ready(tls=tls, settings=ServerSettings("mx.example.org", has_tls=True))
     assert not any("AUTH" in line for line in driver.say(b"EHLO a\r\n"))
     for line in (RIGHT, b"AUTH LOGIN\r\n", b"auth plain\r\n"):
         assert driver.say(line) == [str(reply.NOT_IMPLEMENTED)]
