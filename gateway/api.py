@@ -2,7 +2,7 @@
 
 from gateway.list_file import ListError, ListFile
 from gateway.lookup import BUDGET, Answer, Asked, Found, Lookup, Mx, Question, RRType, ask, asked_for
-from gateway.mail.author import AuthorError, AuthorFault, author_domain
+from gateway.mail.author import Author, AuthorError, AuthorFault, author_domain, authors
 from gateway.mail.authres import ReadResult, ReadResults
 from gateway.mail.authres import parse as parse_results
 from gateway.mail.digest import BodyDigest, BodyDigests, Canonicalization
@@ -31,6 +31,7 @@ from gateway.session import (
     BodyType,
     Envelope,
     Recipient,
+    Role,
     Session,
     Slot,
     TlsInfo,
@@ -74,6 +75,7 @@ __all__ = [
     "Answer",
     "Asked",
     "AuthResult",
+    "Author",
     "AuthorError",
     "AuthorFault",
     "BodyDigest",
@@ -125,6 +127,7 @@ __all__ = [
     "Reply",
     "Resolver",
     "Result",
+    "Role",
     "Services",
     "Session",
     "Slot",
@@ -140,6 +143,7 @@ __all__ = [
     "ask",
     "asked_for",
     "author_domain",
+    "authors",
     "defer",
     "parse_forward_path",
     "parse_results",

@@ -15,12 +15,18 @@ import socket
 import sys
 import time
 import typing
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from gateway import plugins
 from gateway.adapters import memory
+from gateway.adapters.auth import (
+    DovecotBackend,
+    DownstreamBackend,
+    DownstreamSettings,
+    DownstreamSettingsError,
+)
 from gateway.adapters.dns import Dns, DnsSettings, DnsSettingsError, Nameserver
 from gateway.adapters.listener import Listener, ListenerSettings
 from gateway.adapters.log import open_log, take_over_library_logs
@@ -37,6 +43,7 @@ from gateway.adapters.relay import (
 from gateway.adapters.relay.settings import Identity, Protocol
 from gateway.adapters.reserve import Reserve
 from gateway.adapters.tls import CertificateError, ServerTls
+from gateway.authentication import STORE_NAME, AuthenticationSettings, Authenticator, Backend
 from gateway.blocked import places
 from gateway.channel import (
     Channel,
@@ -51,13 +58,14 @@ from gateway.channel import (
     State,
     open_channel,
 )
-from gateway.config import Config, ConfigError, HostPort, Route
+from gateway.config import AuthBackend, Config, ConfigError, HostPort, Route
 from gateway.config.explain import print_problems
 from gateway.connection_counts import ConnectionCounts
 from gateway.debugging import Debugging
 from gateway.decision import DecisionRing, DecisionsAnswer, FilterError
 from gateway.errors import GatewayError
 from gateway.gatekeeper import Gatekeeper, GatekeeperSettings
+from gateway.listening import Sockets, WorkerSockets
 from gateway.mail.body import Spool, SpoolError
 from gateway.open_http import WorkerHttp
 from gateway.open_store import WorkerStore
@@ -66,6 +74,7 @@ from gateway.pipeline import START_S, Pipeline, least_times
 from gateway.plan import PlanError, Step
 from gateway.redaction import Redaction
 from gateway.services import Counter, Instruments, Log, Merge, Resolver, Services
+from gateway.session import Role
 from gateway.show_plan import shown_plan
 from gateway.smtp.server import ServerSettings
 from gateway.store import StoreError
@@ -98,10 +107,9 @@ class StartError(GatewayError):
 
 def run_worker(
     config: Config,
-    listening: Sequence[socket.socket],
-    listening_tls: Sequence[socket.socket],
+    sockets: WorkerSockets,
     channel: socket.socket,
-    counts: ConnectionCounts,
+    counts: Mapping[Role, ConnectionCounts],
 ) -> int:
     """Serve until drained; the exit code. Everything that this process needs from its parent is in the arguments."""
     metrics = ProcessMetrics()
@@ -110,14 +118,14 @@ def run_worker(
     gc.set_threshold(_GC_THRESHOLD)
     take_over_library_logs(log)
     try:
-        planned = plugins.plan(config)
+        planned = [(view, plugins.plan(view)) for view in views(config)]
     except ConfigError as exc:
         print_problems(exc, sys.stderr)
         return EXIT_CONFIG
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             worker = Worker(config, planned, log, metrics)
-            return runner.run(worker.run(listening, listening_tls, channel, counts))
+            return runner.run(worker.run(sockets, channel, counts))
     except StartError as exc:
         log.error("worker.start_failed", error=str(exc))
         return EXIT_CONFIG
@@ -151,25 +159,46 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
+def views(config: Config) -> tuple[Config, ...]:
+    """The configuration as each role sees it that has listeners; the MX has one always."""
+    return (config, config.for_submission()) if config.submission.is_on else (config,)
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """What serves one role: its policies, its way out, its listener."""
+
+    role: Role
+    pipeline: Pipeline
+    relay: SmtpRelay
+    listener: Listener
+
+
 class Worker:
-    """One worker process from start to end."""
+    """One worker process from start to end. `planned`: each role's view of the configuration, and its policies."""
 
     def __init__(
-        self, config: Config, planned: Sequence[plugins.PlannedPolicy], log: Log, metrics: ProcessMetrics
+        self,
+        config: Config,
+        planned: Sequence[tuple[Config, Sequence[plugins.PlannedPolicy]]],
+        log: Log,
+        metrics: ProcessMetrics,
     ) -> None:
         self._config = config
         self._log = log
         self._metrics = metrics
         self._instruments = Instruments(SystemClock(), log, metrics)
         self._planned = planned
-        self._store = WorkerStore(config.state, [each.policy for each in planned], self._instruments)
-        self._http = WorkerHttp([each.policy for each in planned], self._instruments)
+        policies = [each.policy for _, side in planned for each in side]
+        self._store = WorkerStore(
+            config.state, policies, self._instruments, is_needed=config.submission.is_on
+        )
+        self._http = WorkerHttp(policies, self._instruments)
         self._stop = asyncio.Event()
         self._parent_died = False
         self._patience_s = 0.0
         self._channel: Channel | None = None
-        self._listener: Listener | None = None
-        self._relay: SmtpRelay | None = None
+        self._sides: list[_Side] = []
         self._dns: Dns | None = None
         self._tls: ServerTls | None = None
         self._content_spool: Spool | None = None
@@ -187,10 +216,9 @@ class Worker:
 
     async def run(
         self,
-        listening: Sequence[socket.socket],
-        listening_tls: Sequence[socket.socket],
+        sockets: WorkerSockets,
         channel: socket.socket,
-        counts: ConnectionCounts,
+        counts: Mapping[Role, ConnectionCounts],
     ) -> int:
         """Start, serve, drain."""
         config = self._config
@@ -202,34 +230,11 @@ class Worker:
             self._dns = dns = Dns(dns_settings(config), self._instruments)
         except DnsSettingsError as exc:
             raise StartError(str(exc)) from exc
-        instruments = self._instruments
-        services = Services(instruments.clock, instruments.log, instruments.metrics, dns)
-        pipeline = self._pipeline(services, dns)
-        try:
-            self._relay = relay = SmtpRelay(
-                relay_settings(config), clock=services.clock, log=services.log, metrics=services.metrics
-            )
-        except RelaySettingsError as exc:
-            raise StartError(str(exc)) from exc
-        gatekeeper = Gatekeeper(
-            gatekeeper_settings(config),
-            pipeline,
-            relay,
-            spool,
-            services,
-            id_source(),
-            decisions=self._decisions,
-        )
-        self._listener = listener = Listener(
-            listener_settings(config),
-            server_settings(config, has_groups=pipeline.has_groups),
-            gatekeeper,
-            services,
-            tls,
-            counts,
-            self._debugging,
-            self._reserve(),
-        )
+        new_id = id_source()
+        self._sides = sides = [
+            self._side(view, planned, dns, tls, spool, new_id, counts[view.role])
+            for view, planned in self._planned
+        ]
         try:
             await self._store.start()
         except StoreError as exc:
@@ -237,24 +242,34 @@ class Worker:
                 f"the store cannot be opened: {exc}; give state.url a file in a directory that mxgate may write to, "
                 'or a Redis; without a policy that remembers (policy.greylist.mode = "off") none is needed'
             ) from exc
-        try:
-            await pipeline.start()
-        except Exception as exc:
-            raise StartError(start_failure(exc)) from exc
-        await relay.start()
-        await listener.start(listening, listening_tls)
-        self._channel.send(Places([[*place] for place in places(step.policy for step in pipeline.steps)]))
+        for side in sides:
+            try:
+                await side.pipeline.start()
+            except Exception as exc:
+                raise StartError(start_failure(exc)) from exc
+        for side in sides:
+            await side.relay.start()
+        for side in sides:
+            await side.listener.start(*sockets.get(side.role, Sockets()))
+        policies = [step.policy for side in sides for step in side.pipeline.steps]
+        self._channel.send(Places([[*place] for place in places(policies)]))
         self._say(listening=True, policies_started=True)
-        self._log.info("worker.started", pid=os.getpid(), policies=[p.name for p in self._planned])
+        self._log.info("worker.started", pid=os.getpid(), policies=self._policies())
         self._lag.start()
         self._push()
         await self._stop.wait()
-        await listener.stop_accepting()
+        for side in sides:
+            await side.listener.stop_accepting()
         self._say(draining=True, listening=False)
         timeout_s = 0.0 if self._parent_died else config.server.drain_timeout_s
-        await listener.drain(timeout_s, self._patience_s)
-        await relay.close()
-        await pipeline.stop()
+        async with asyncio.TaskGroup() as draining:
+            for side in sides:
+                draining.create_task(side.listener.drain(timeout_s, self._patience_s))
+        async with asyncio.TaskGroup() as closing:
+            for side in sides:
+                closing.create_task(side.relay.close())
+        for side in sides:
+            await side.pipeline.stop()
         await self._http.close()
         await self._store.close()
         await dns.close()
@@ -265,6 +280,59 @@ class Worker:
         self._log.info("worker.ended", pid=os.getpid())
         self._channel.close()
         return EXIT_FAILURE if self._parent_died else EXIT_OK
+
+    def _side(
+        self,
+        view: Config,
+        planned: Sequence[plugins.PlannedPolicy],
+        dns: Dns,
+        tls: ServerTls | None,
+        spool: Spool,
+        new_id: Callable[[], str],
+        counts: ConnectionCounts,
+    ) -> _Side:
+        instruments = self._instruments
+        services = Services(instruments.clock, instruments.log, instruments.metrics, dns)
+        pipeline = self._pipeline(view, planned, services, dns)
+        try:
+            relay = SmtpRelay(
+                relay_settings(view), clock=services.clock, log=services.log, metrics=services.metrics
+            )
+        except RelaySettingsError as exc:
+            raise StartError(str(exc)) from exc
+        gatekeeper = Gatekeeper(
+            gatekeeper_settings(view),
+            pipeline,
+            relay,
+            spool,
+            services,
+            new_id,
+            decisions=self._decisions,
+            authenticator=self._authenticator(view) if view.role is Role.SUBMISSION else None,
+        )
+        listener = Listener(
+            listener_settings(view),
+            server_settings(view, has_groups=pipeline.has_groups),
+            gatekeeper,
+            services,
+            tls,
+            counts,
+            self._debugging,
+            self._reserve(),
+        )
+        return _Side(view.role, pipeline, relay, listener)
+
+    def _authenticator(self, view: Config) -> Authenticator:
+        try:
+            backend = auth_backend(view)
+        except DownstreamSettingsError as exc:
+            raise StartError(str(exc)) from exc
+        return Authenticator(
+            authentication_settings(view), backend, self._store.part(STORE_NAME), self._instruments
+        )
+
+    def _policies(self) -> list[str]:
+        return [each.name for _, planned in self._planned for each in planned]
 
     def _server_tls(self) -> ServerTls | None:
         files = self._config.server.tls
@@ -296,9 +364,11 @@ class Worker:
             raise StartError(str(exc)) from exc
         return spool
 
-    def _pipeline(self, services: Services, dns: Dns) -> Pipeline:
-        steps = steps_of(self._planned, services, dns, self._store, self._http)
-        reserved = frozenset([self._config.quarantine.header.lower()])
+    def _pipeline(
+        self, view: Config, planned: Sequence[plugins.PlannedPolicy], services: Services, dns: Dns
+    ) -> Pipeline:
+        steps = steps_of(planned, services, dns, self._store, self._http)
+        reserved = frozenset([view.quarantine.header.lower()])
         try:
             return Pipeline(steps, services, reserved=reserved)
         except PlanError as exc:
@@ -320,10 +390,15 @@ class Worker:
     def _detail(self) -> dict[str, Json]:
         """What /readyz shows of this worker, although it is no reason to get no mail."""
         detail: dict[str, Json] = {}
-        if self._listener is not None:
-            detail["clients"] = cast("Json", self._listener.state())
-        if self._relay is not None:
-            detail["relay"] = cast("Json", self._relay.state())
+        for side in self._sides:
+            own: dict[str, Json] = {
+                "clients": cast("Json", side.listener.state()),
+                "relay": cast("Json", side.relay.state()),
+            }
+            if side.role is Role.MX:
+                detail |= own
+            else:
+                detail[str(side.role)] = own
         if self._tls is not None:
             detail["tls"] = cast("Json", self._tls.state())
         if (store := self._store.detail()) is not None:
@@ -345,9 +420,12 @@ class Worker:
     def _status(self) -> dict[str, Json]:
         """What /api/v1/status shows of this worker."""
         return {
-            "sessions": len(self._listener.sessions) if self._listener else 0,
-            "policies": [planned.name for planned in self._planned],
-            "plan": cast("Json", shown_plan(self._planned)),
+            "sessions": sum(len(side.listener.sessions) for side in self._sides),
+            "policies": cast("Json", self._policies()),
+            "plan": cast("Json", shown_plan(self._planned[0][1])) if self._planned else None,
+            "submission_plan": cast("Json", shown_plan(self._planned[1][1]))
+            if len(self._planned) > 1
+            else None,
         }
 
     def _answer_decisions(self, number: int, query: Json) -> None:
@@ -393,8 +471,8 @@ class Worker:
 
     def _drain(self, patience_s: float) -> None:
         if self._stop.is_set():
-            if self._listener is not None:
-                self._listener.hurry()
+            for side in self._sides:
+                side.listener.hurry()
             return
         self._patience_s = patience_s
         self._stop.set()
@@ -493,7 +571,7 @@ def relay_settings(config: Config) -> RelaySettings:
     relay = config.relay
     return RelaySettings(
         hostname=config.server.hostname,
-        routes=tuple(_route_settings(name, route) for name, route in relay.named_routes),
+        routes=tuple(_route_settings(name, route) for name, route in config.relayed),
         connect_timeout_s=relay.connect_timeout_s,
         reply_timeout_s=relay.reply_timeout_s,
         final_timeout_s=relay.final_timeout_s,
@@ -541,6 +619,8 @@ def gatekeeper_settings(config: Config) -> GatekeeperSettings:
         quarantine_route=config.quarantine.route,
         authserv_id=config.authserv_id,
         authserv_id_aliases=tuple(config.auth.authserv_id_aliases),
+        role=config.role,
+        adds_missing_fields=config.role is Role.SUBMISSION and config.submission.adds_missing_fields,
     )
 
 
@@ -559,6 +639,7 @@ def server_settings(config: Config, *, has_groups: bool = False) -> ServerSettin
         max_line_bytes=server.max_line_bytes,
         has_tls=server.tls.cert_file is not None,
         has_recipient_groups=has_groups or len(routes) > 1,
+        is_submission=config.role is Role.SUBMISSION,
     )
 
 
@@ -576,6 +657,38 @@ def listener_settings(config: Config) -> ListenerSettings:
         session_timeout_s=server.session_timeout_s,
         allow_bare_lf_from=tuple(server.allow_bare_lf_from),
         proxy_protocol_from=tuple(server.proxy_protocol_from),
+    )
+
+
+def authentication_settings(config: Config) -> AuthenticationSettings:
+    """What the authenticator takes of the configuration."""
+    auth = config.submission.auth
+    return AuthenticationSettings(
+        timeout_s=auth.timeout_s,
+        failure_delay_s=auth.failure_delay_s,
+        failure_window_s=auth.failure_window_s,
+        max_failures_per_client=auth.max_failures_per_client,
+        max_failures_per_user=auth.max_failures_per_user,
+    )
+
+
+def auth_backend(config: Config) -> Backend:
+    """The back-end that the configuration names. Raises DownstreamSettingsError."""
+    auth = config.submission.auth
+    if isinstance(auth.address, str):
+        return DovecotBackend(auth.address.removeprefix("unix:"))
+    host, port = auth.address.host, auth.address.port
+    if auth.backend is AuthBackend.DOVECOT:
+        return DovecotBackend((host, port))
+    return DownstreamBackend(
+        DownstreamSettings(
+            host,
+            port,
+            config.server.hostname,
+            tls_implicit=auth.tls_implicit,
+            tls_ca_file=str(auth.tls_ca_file or ""),
+            tls_name=auth.tls_name,
+        )
     )
 
 

@@ -252,6 +252,8 @@ def check_config(given: Given, as_json: bool) -> int:  # noqa: FBT001 - click pa
             for route in config.relay.routes
         ],
         "policies": [each.name for each in planned],
+        "submission": [str(each) for each in (*config.submission.listen, *config.submission.listen_tls)],
+        "submission policies": [each.name for each in make_plan_of_submission(config)],
     }
     if as_json:
         shown = [_as_json(warning) for warning in warnings]
@@ -273,13 +275,22 @@ def _checked(config: Config) -> tuple[PlannedPolicy, ...]:
         problems += exc.problems
     try:
         planned = make_plan(config)
-        if any(each.policy.needs_store for each in planned):
+        if config.submission.is_on or any(each.policy.needs_store for each in planned):
             check_state_file(config)
+    except ConfigError as exc:
+        problems += exc.problems
+    try:
+        make_plan_of_submission(config)
     except ConfigError as exc:
         problems += exc.problems
     if problems:
         raise ConfigError(problems)
     return planned
+
+
+def make_plan_of_submission(config: Config) -> tuple[PlannedPolicy, ...]:
+    """Its plan, empty where there is none. Raises ConfigError."""
+    return make_plan(config.for_submission()) if config.submission.is_on else ()
 
 
 def _warnings(config: Config) -> Iterator[Problem]:
@@ -370,8 +381,15 @@ def plan(given: Given, as_json: bool) -> int:  # noqa: FBT001 - click passes by 
     """
     from gateway.show_plan import plan_lines, shown_plan  # noqa: PLC0415 - serve must not pay for it
 
-    shown = shown_plan(make_plan(given.load()))
-    click.echo(json.dumps(shown, indent=2) if as_json else "\n".join(plan_lines(shown)))
+    config = given.load()
+    shown = shown_plan(make_plan(config))
+    submission = shown_plan(own) if (own := make_plan_of_submission(config)) else None
+    if as_json:
+        click.echo(json.dumps({**shown, "submission": submission} if submission else shown, indent=2))
+        return 0
+    click.echo("\n".join(plan_lines(shown)))
+    if submission:
+        click.echo("\nsubmission:\n" + "\n".join(plan_lines(submission)))
     return 0
 
 

@@ -20,11 +20,29 @@ from gateway.lookup import TRAIL
 from gateway.mail.authres import forged, format_results, own_ids
 from gateway.mail.body import Body, Spool, SpoolError
 from gateway.mail.digest import BodyDigests
-from gateway.mail.message import EditedContent, HeaderError, HeaderReader, Message, apply_edits, split_edits
-from gateway.mail.trace import received, with_protocol
+from gateway.mail.message import (
+    EditedContent,
+    HeaderError,
+    HeaderReader,
+    Message,
+    apply_edits,
+    edited_header,
+    split_edits,
+)
+from gateway.mail.trace import missing_fields, received, with_protocol
 from gateway.pipeline import POLICY_FAILED, PROCEED, Decided
 from gateway.policy import Outcome
-from gateway.session import AddressSource, Envelope, Recipient, Session, TlsInfo, Transaction, Trust, unmapped
+from gateway.session import (
+    AddressSource,
+    Envelope,
+    Recipient,
+    Role,
+    Session,
+    TlsInfo,
+    Transaction,
+    Trust,
+    unmapped,
+)
 from gateway.smtp import reply
 from gateway.smtp.command import Extension
 from gateway.smtp.content import Fault
@@ -33,10 +51,12 @@ from gateway.smtp.server import Extensions
 from gateway.verdict import Action, AddField, AuthResult, HeaderEdit, Result, Stage, Verdict
 
 if TYPE_CHECKING:
+    from gateway.authentication import Authenticator
     from gateway.decision import DecisionRing
     from gateway.pipeline import Group, Pipeline, Trail
     from gateway.relaying import Delivery, Offer, Relay
     from gateway.services import Counter, Counters, Services
+    from gateway.smtp.sasl import Credentials
     from gateway.watching import Watching
 
 # Of the 20 s of the RCPT stage (DESIGN.md section 8)
@@ -54,6 +74,9 @@ class GatekeeperSettings:
     `quarantine_header` is the field that a quarantined message gets, and no other one keeps; `quarantine_route` the
     route that it goes to, "" for its recipients' own. `authserv_id` "" is the host name; Authentication-Results of it
     and of its aliases are removed where they come in.
+
+    `role` submission: the mail of users who have authenticated. It gets no Authentication-Results, which would tell the
+    world what is ours only, and with `adds_missing_fields` a Date and a Message-ID where it has none (RFC 6409 8).
     """
 
     hostname: str
@@ -67,6 +90,8 @@ class GatekeeperSettings:
     quarantine_route: str = ""
     authserv_id: str = ""
     authserv_id_aliases: tuple[str, ...] = ()
+    role: Role = Role.MX
+    adds_missing_fields: bool = False
 
 
 class Answer(NamedTuple):
@@ -88,6 +113,7 @@ class RcptAnswers(NamedTuple):
 _CONTINUE, _QUARANTINE = Action.CONTINUE, Action.QUARANTINE
 _UNTRUSTED, _SOCKET = Trust.UNTRUSTED, AddressSource.SOCKET
 _RCPT, _EOM = Stage.RCPT, Stage.EOM
+_MX = Role.MX
 _SENDER_OK = Answer(reply.SENDER_OK)
 _DONE = {
     Action.CONTINUE: "accepted",
@@ -105,22 +131,23 @@ _METHODS, _OTHER = ("spf", "dkim", "arc", "dmarc"), "other"
 class _ByReason(dict[tuple[str, str, str], "Counter"]):
     """Counters by action, policy and reason, bound when first seen; too many reasons are counted together."""
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(self, counters: Counters, role: Role) -> None:
         self._counters = counters
+        self._role = role
 
     def __missing__(self, key: tuple[str, str, str]) -> Counter:
         if len(self) < _MAX_REASONS:
-            counter = self[key] = self._counters.labels(*key)
+            counter = self[key] = self._counters.labels(*key, self._role)
             return counter
         action, policy, _ = key
-        return self._counters.labels(action, policy, _OTHER)
+        return self._counters.labels(action, policy, _OTHER, self._role)
 
 
 class Gatekeeper:
     """What all sessions of a worker share; makes a Conversation for each of them.
 
     `decisions` gets a record of each finished transaction. `new_digests` makes those of a message: a replay, which has
-    no body, brings recorded ones.
+    no body, brings recorded ones. `authenticator` is there where the role is submission.
     """
 
     def __init__(
@@ -132,7 +159,9 @@ class Gatekeeper:
         services: Services,
         new_id: Callable[[], str],
         decisions: DecisionRing | None = None,
+        authenticator: Authenticator | None = None,
     ) -> None:
+        self.authenticator = authenticator
         self.settings = settings
         self.pipeline = pipeline
         self.relay = relay
@@ -150,15 +179,17 @@ class Gatekeeper:
                 "mxgate_transactions_total",
                 "Finished transactions by what became of the message, and who decided it and why; aborted: the "
                 "client gave it up; one whose recipients were all refused is what the last of them was answered",
-                ("action", "policy", "reason"),
-            )
+                ("action", "policy", "reason", "role"),
+            ),
+            settings.role,
         )
         self.recipients = _ByReason(
             services.metrics.counters(
                 "mxgate_recipients_total",
                 "Recipients by what they were answered, and who decided it and why",
-                ("action", "policy", "reason"),
-            )
+                ("action", "policy", "reason", "role"),
+            ),
+            settings.role,
         )
         # there from the start: most mail is like this, and who waits for a first failure must see it come
         self.transactions["accepted", "", ""].inc(0)
@@ -199,7 +230,10 @@ class Gatekeeper:
         networks = self.settings.trusted_networks
         trusted = networks and any(client in network for network in networks)
         trust = Trust.TRUSTED if trusted else _UNTRUSTED
-        return Conversation(self, Session(self.new_id(), client, port, "", False, tls, trust, source))
+        role = self.settings.role
+        return Conversation(
+            self, Session(self.new_id(), client, port, "", False, tls, trust, source, None, role)
+        )
 
     def extensions(self) -> Extensions:
         """What EHLO may announce now: DSN and SMTPUTF8 only when every downstream offers them (DESIGN.md section 6)."""
@@ -310,7 +344,16 @@ class Conversation:
         """`ehlo` where no policy is planned for it: nothing to wait for, nothing that could be refused."""
         old = self.session
         self.session = Session(
-            old.id, old.client, old.port, domain, esmtp, old.tls, old.trust, old.address_source
+            old.id,
+            old.client,
+            old.port,
+            domain,
+            esmtp,
+            old.tls,
+            old.trust,
+            old.address_source,
+            old.user,
+            old.role,
         )
 
     def tls_started(self, tls: TlsInfo) -> None:
@@ -319,6 +362,22 @@ class Conversation:
         self._held.pop(Stage.EHLO, None)
         self._found.pop(Stage.EHLO, None)
         self._trails.pop(Stage.EHLO, None)
+
+    async def authenticate(self, credentials: Credentials) -> Answer:
+        """AUTH: 235 when the client is who it says, which it is from then on."""
+        gate = self._gate
+        assert gate.authenticator is not None
+        judged = await gate.authenticator.judge(credentials, self.session)
+        if judged.user is not None:
+            self.session = replace(self.session, trust=Trust.AUTHENTICATED, user=judged.user)
+            # what was held against a stranger by those who say nothing about users
+            for stage, decided in list(self._held.items()):
+                left = [each for each in decided.refusals if each[0] not in gate.pipeline.spare_users]
+                if left:
+                    self._held[stage] = replace(decided, refusals=tuple(left))
+                else:
+                    del self._held[stage]
+        return Answer(judged.reply, judged.close)
 
     async def mail(self, envelope: Envelope) -> Answer:
         """MAIL: the transaction is born."""
@@ -528,9 +587,19 @@ class Conversation:
             return self._finish(open_, _Word(verdict.reply, verdict.reason, decided.policy, verdict.close))
         route = gate.settings.quarantine_route if verdict.action is _QUARANTINE else ""
         tx = open_.current()
+        content = self._edited(tx, open_.edits, verdict)
+        if gate.pipeline.plans_send:
+            assert tx.message is not None
+            signed = await gate.pipeline.send(
+                tx, edited_header(tx.message, content), open_.group, open_.trail
+            )
+            last = signed.verdict
+            if last.reply is not None:
+                return self._finish(open_, _Word(last.reply, last.reason, signed.policy, last.close))
+            content = content.below(split_edits(last.edits)[0])
         begun = gate.services.clock.monotonic()
         try:
-            delivery = await gate.relay.deliver(tx, self._edited(tx, open_.edits, verdict), route)
+            delivery = await gate.relay.deliver(tx, content, route)
         except SpoolError as exc:  # the content cannot be read back; nothing was delivered
             gate.services.log.error("spool.failed", tx=tx.id, error=str(exc))
             open_.error = str(exc)
@@ -562,15 +631,21 @@ class Conversation:
         added, removed = split_edits(edits) if edits else ([], set())
         if verdict.action is _QUARANTINE:
             added.insert(0, AddField(gate.settings.quarantine_header, verdict.reason))
-        results = format_results(gate.authserv_id, tx.results, smtputf8=tx.envelope.smtputf8)
+        above, now = b"", gate.services.clock.now()
+        if gate.settings.role is _MX:
+            results = format_results(gate.authserv_id, tx.results, smtputf8=tx.envelope.smtputf8)
+            # RFC 8601 4, 5: the first of all, so that it stands above whatever anybody else says
+            above = f"Authentication-Results: {results}\r\n".encode()
+        trace = received(tx, gate.settings.hostname, now)
+        if gate.settings.adds_missing_fields:
+            trace += missing_fields(tx, gate.settings.hostname, now)
         return apply_edits(
             tx.message,
             added,
             removed | gate.removed,
             forged=forged(tx.message.header, gate.own_ids),
-            # RFC 8601 4, 5: the first of all, so that it stands above whatever anybody else says
-            above=f"Authentication-Results: {results}\r\n".encode(),
-            trace=received(tx, gate.settings.hostname, gate.services.clock.now()),
+            above=above,
+            trace=trace,
         )
 
     def _delivered(self, open_: _Open, decided: Decided, delivery: Delivery, route: str) -> Answer:
@@ -703,6 +778,8 @@ class Conversation:
             text=word.reply.text if word else "",
             auth=" ".join([f"{each.method}={each.result}" for each in tx.results]),
             client=str(session.client),
+            user=session.user or "",
+            role=session.role,
             helo=session.helo,
             proto=with_protocol(session, tx.envelope),
             tls=session.tls.version if session.tls else "",

@@ -17,8 +17,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gateway.config import HostPort, Server
+from gateway.config import Config, HostPort
 from gateway.errors import GatewayError
+from gateway.session import Role
 from gateway.smtp import reply
 
 EXIT_FAILURE = 1
@@ -41,6 +42,18 @@ class Place(NamedTuple):
 
     address: HostPort
     is_tls: bool
+    role: Role = Role.MX
+
+
+class Sockets(NamedTuple):
+    """What a worker accepts from in one role; connections of `implicit_tls` begin with a handshake."""
+
+    plain: tuple[socket.socket, ...] = ()
+    implicit_tls: tuple[socket.socket, ...] = ()
+
+
+WorkerSockets = Mapping[Role, Sockets]
+"""Of each role that has addresses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +80,24 @@ class Listening:
         self._workers = workers
         self._given = given
 
-    def of_worker(self, number: int, *, is_tls: bool) -> tuple[socket.socket, ...]:
+    def of_worker(self, number: int) -> WorkerSockets:
         """What the worker with this number, from 1, accepts from."""
-        return tuple(
-            sock
-            for place, sockets in self._sockets.items()
-            if place.is_tls == is_tls
-            for sock in (
-                sockets if sockets[0] in self._given else (sockets[number - 1], *sockets[self._workers :])
+        found: dict[Role, Sockets] = {}
+        for place, sockets in self._sockets.items():
+            plain, implicit = found.get(place.role, Sockets())
+            is_given = sockets[0] in self._given
+            own = sockets if is_given else (sockets[number - 1], *sockets[self._workers :])
+            found[place.role] = (
+                Sockets(plain, implicit + own) if place.is_tls else Sockets(plain + own, implicit)
             )
-        )
+        return found
 
-    def addresses(self, *, is_tls: bool) -> list[str]:
+    def addresses(self, role: Role = Role.MX, *, is_tls: bool) -> list[str]:
         """Where it listens, with the ports that the kernel chose."""
         return [
-            str(name_of(sockets[0])) for place, sockets in self._sockets.items() if place.is_tls == is_tls
+            str(name_of(sockets[0]))
+            for place, sockets in self._sockets.items()
+            if place.is_tls == is_tls and place.role is role
         ]
 
     def without(self, other: Listening | None) -> Iterator[tuple[socket.socket, bool]]:
@@ -93,20 +109,23 @@ class Listening:
 
 
 def listen(
-    server: Server, workers: int, before: Listening | None = None, *, given: Given = NOTHING_GIVEN
+    config: Config, workers: int, before: Listening | None = None, *, given: Given = NOTHING_GIVEN
 ) -> Listening:
     """Bind what `before` lacks, and nothing where sockets are given. Raises StartError; then nothing has changed."""
+    server, submission = config.server, config.submission
     if given.implicit_tls and not server.tls.cert_file:
         raise StartError("the service manager passes a socket 'smtps', which needs server.tls", EXIT_CONFIG)
     places: list[Place] = []
     of_manager: dict[Place, tuple[socket.socket, ...]] = {}
-    for is_tls, addresses, theirs in (
-        (False, server.listen, given.plain),
-        (True, server.listen_tls, given.implicit_tls),
+    for role, is_tls, addresses, theirs in (
+        (Role.MX, False, server.listen, given.plain),
+        (Role.MX, True, server.listen_tls, given.implicit_tls),
+        (Role.SUBMISSION, False, submission.listen, ()),
+        (Role.SUBMISSION, True, submission.listen_tls, ()),
     ):
-        of_manager |= {Place(name_of(sock), is_tls): (sock,) for sock in theirs}
+        of_manager |= {Place(name_of(sock), is_tls, role): (sock,) for sock in theirs}
         if not theirs:
-            places += [Place(address, is_tls) for address in addresses]
+            places += [Place(address, is_tls, role) for address in addresses]
     known = {} if before is None else before._sockets  # noqa: SLF001  # as above
     # The probe for others that listen there would find ourselves.
     ports_of_ours = {name_of(sockets[0]).port for sockets in known.values()}

@@ -27,9 +27,16 @@ _ON_OUTAGE = {OnOutage.LOCAL: None, OnOutage.CONTINUE: OnError.CONTINUE, OnOutag
 
 
 class WorkerStore:
-    """The store as `state` has it, if one of `policies` needs one."""
+    """The store as `state` has it, if one of `policies` needs one, or the gateway itself does (`is_needed`)."""
 
-    def __init__(self, state: State, policies: Iterable[type[Policy[Any]]], instruments: Instruments) -> None:
+    def __init__(
+        self,
+        state: State,
+        policies: Iterable[type[Policy[Any]]],
+        instruments: Instruments,
+        *,
+        is_needed: bool = False,
+    ) -> None:
         self._state = state
         self._instruments = instruments
         self._metrics = StoreMetrics(instruments.metrics)
@@ -37,14 +44,19 @@ class WorkerStore:
         self._close: Callable[[], Coroutine[Any, Any, None]] | None = None
         self._guard: GuardedStore | None = None
         self._store: Store | None = None
-        if any(policy.needs_store for policy in policies):
+        if is_needed or any(policy.needs_store for policy in policies):
             self._make()
 
     def for_policy(self, policy: type[Policy[Any]]) -> Keyspace:
         """The policy's own part of the store."""
         if self._store is None or not policy.needs_store:
             return Keyspace(NoStore(), "")
-        return Keyspace(self._store, f"{self._state.key_prefix}{policy.name}:")
+        return self.part(policy.name)
+
+    def part(self, name: str) -> Keyspace:
+        """The part of this name; only where a store is needed."""
+        assert self._store is not None
+        return Keyspace(self._store, f"{self._state.key_prefix}{name}:")
 
     async def start(self) -> None:
         """Open it. Raises StoreError for a file that cannot be used."""

@@ -23,7 +23,7 @@ from gateway.decision import Judged
 from gateway.frozen import frozen
 from gateway.plan import Ordered, Step, closest_pattern, rcpt_ranks, stage_ranks
 from gateway.policy import Mode, OnError, Outcome, Policy, has_hook
-from gateway.session import Transaction
+from gateway.session import Transaction, Trust
 from gateway.smtp import reply
 from gateway.stepping import Timed, step
 from gateway.verdict import (
@@ -42,6 +42,7 @@ from gateway.verdict import (
 from gateway.watching import Failure, Watching
 
 if TYPE_CHECKING:
+    from gateway.mail.message import Header
     from gateway.plan import Ranks
     from gateway.services import Metrics, Services
     from gateway.session import Recipient, Session
@@ -61,6 +62,7 @@ START_S = 20.0
 POLICY_FAILED = "policy failed"
 """The reason of the result that the engine gives for a policy that failed."""
 
+_ON_SEND = "on_send"
 _FAILURES = ("exception", "timeout", "verdict")
 
 
@@ -105,6 +107,7 @@ class _Hook:
         "duration",
         "exempts",
         "failures",
+        "is_last",
         "is_observed",
         "planned",
         "stage",
@@ -113,10 +116,13 @@ class _Hook:
         "would",
     )
 
-    def __init__(self, planned: Step, stage: Stage, metrics: _Metrics) -> None:
+    def __init__(self, planned: Step, stage: Stage, metrics: _Metrics, name: str = "") -> None:
         self.planned = planned
         self.stage = stage
-        self.call: Callable[..., Coroutine[Any, Any, Verdict]] = getattr(planned.policy, f"on_{stage}")
+        self.is_last = name == _ON_SEND
+        self.call: Callable[..., Coroutine[Any, Any, Verdict]] = getattr(
+            planned.policy, name or f"on_{stage}"
+        )
         self.exempts = planned.exempts if planned.exempt else None
         self.is_observed = planned.mode is Mode.OBSERVE
         self.timeout_s = planned.timeout_s
@@ -161,7 +167,8 @@ Trail = list[Judged]
 """What the policies said about one transaction, in the order in which it counted."""
 
 # A member that is asked of its class costs ten times what a name of the module does.
-_CONTINUE, _DEFER, _QUARANTINE, _EOM = Action.CONTINUE, Action.DEFER, Action.QUARANTINE, Stage.EOM
+_CONTINUE, _DEFER, _QUARANTINE = Action.CONTINUE, Action.DEFER, Action.QUARANTINE
+_RCPT, _EOM = Stage.RCPT, Stage.EOM
 _PLAIN = proceed()
 PROCEED = Decided(_PLAIN)
 
@@ -183,6 +190,7 @@ class Group:
         "outcome",
         "rcpt_after",
         "rcpt_before",
+        "send",
         "watchers",
     )
 
@@ -204,6 +212,14 @@ class Group:
         self.watchers = tuple(
             hook for rank in self.eom for hook in rank if has_hook(type(hook.planned.policy), "on_header")
         )
+        # one rank: nobody signs what another one adds here
+        sending = tuple(
+            _Hook(hook.planned, Stage.EOM, metrics, _ON_SEND)
+            for rank in self.eom
+            for hook in rank
+            if has_hook(type(hook.planned.policy), _ON_SEND)
+        )
+        self.send = (sending,) if sending else ()
         self.outcome = tuple(
             step for step in steps if has_hook(type(step.policy), "on_outcome") and step.mode is not Mode.OFF
         )
@@ -241,6 +257,9 @@ class Pipeline:
         self.plans_after_recipient = any(group.rcpt_after for group in groups)
         self.plans_eom = any(group.eom for group in groups)
         self.plans_watches = any(group.watchers for group in groups)
+        self.plans_send = any(group.send for group in groups)
+        # the policies that say nothing about clients who have authenticated
+        self.spare_users = frozenset(each.name for each in self.steps if Trust.AUTHENTICATED in each.exempt)
         self.plans_outcome = any(group.outcome for group in groups)
 
     @cached_property
@@ -354,6 +373,12 @@ class Pipeline:
     ) -> Decided:
         """The EOM stage of the transaction's group (the base unless given); `failed` are those of its watches."""
         return await self._run((group or self.base).eom, 0.0, trail, tx.session, tx, failed=failed)
+
+    async def send(
+        self, tx: Transaction, header: Header, group: Group | None = None, trail: Trail | None = None
+    ) -> Decided:
+        """The last word of EOM on an accepted message, which leaves with this header; its edits add signatures."""
+        return await self._run((group or self.base).send, 0.0, trail, tx.session, tx, header)
 
     async def outcome(self, tx: Transaction, outcome: Outcome, group: Group | None = None) -> None:
         """Tell those who want to know how it ended; their failures are logged and nothing else."""
@@ -518,10 +543,10 @@ class Pipeline:
             return self._failed(hook, "verdict", f"returned {type(verdict).__name__}", took_s)
         if not _is_sound(verdict):
             return self._failed(hook, "verdict", "holds what is no action, result, edit or evidence", took_s)
-        if verdict.action is _QUARANTINE and hook.stage is not _EOM:
+        if verdict.action is _QUARANTINE and (hook.stage is not _EOM or hook.is_last):
             return self._failed(hook, "verdict", f"quarantine at {hook.stage}", took_s)
         for edit in verdict.edits:
-            if why := forbidden(edit, self._reserved):
+            if why := forbidden(edit, self._reserved, is_last=hook.is_last):
                 return self._failed(hook, "verdict", f"{type(edit).__name__}: {why}", took_s)
         return hook, verdict, took_s, ""
 
@@ -571,7 +596,7 @@ def _recorded(heard: _Heard, trail: Trail | None, args: tuple[Any, ...]) -> Verd
         # what was found is reported, what should follow from it is not done
         verdict = proceed(results=verdict.results)
     if trail is not None:
-        planned, rcpt = hook.planned, args[1] if len(args) > 1 else None
+        planned, rcpt = hook.planned, args[1] if hook.stage is _RCPT else None
         trail.append(Judged(planned.name, hook.stage, planned.mode, verdict, would_be, took_s, failure, rcpt))
     return verdict
 

@@ -30,6 +30,7 @@ RECIPIENT = "recipient"
 GUARD = "relay_guard"
 """Runs alone and first at RCPT; without it nothing starts."""
 
+_AUTHENTICATED = Trust.AUTHENTICATED
 _HIDDEN = AddressSource.HIDDEN  # asked for each hook: of the class it costs ten times as much
 
 
@@ -87,6 +88,8 @@ class Step:
 
     def exempts(self, session: Session) -> bool:
         """Whether this client skips the policy; an address that hides its clients says nothing about them."""
+        if session.trust is _AUTHENTICATED and _AUTHENTICATED in self.exempt:
+            return True
         return session.address_source is not _HIDDEN and any(
             session.trust is each if isinstance(each, Trust) else session.client in each
             for each in self.exempt

@@ -31,12 +31,14 @@ from gateway.errors import GatewayError
 from gateway.plan import Override, PlanError, Step, rank_of
 from gateway.policy import Mode, OnError, Policy
 from gateway.services import Services
-from gateway.session import Trust
+from gateway.session import Role, Trust
 from gateway.verdict import Stage
 
 GROUP = "gateway.policies"
 # Planned without being asked for, where installed; in this order.
 DEFAULT_PLAN = (RELAY_GUARD, "spf", "dkim", "arc", "dmarc", "greylist")
+# The same for submission: who has authenticated is checked by nothing but whose name it writes.
+SUBMISSION_PLAN = (RELAY_GUARD, "sender_login")
 # As for the operator's key of this name (config.model.PolicySection).
 MAX_TIMEOUT_S = 60
 _COROUTINES = (*(f"on_{stage}" for stage in Stage), "on_outcome", "start", "stop")
@@ -161,7 +163,7 @@ def load(names: Iterable[str]) -> dict[str, type[Policy[Any]]]:
 
 
 def plan(config: Config) -> tuple[PlannedPolicy, ...]:
-    """The policies that a configuration asks for: relay_guard, the default plan, then others in the file's order.
+    """The policies that a configuration asks for: the guard, its role's default plan, then others in the file's order.
 
     Imports their modules. Raises ConfigError with every problem.
     """
@@ -198,10 +200,11 @@ def plan(config: Config) -> tuple[PlannedPolicy, ...]:
 
 def _asked_for(config: Config, sources: Iterable[str]) -> list[str]:
     names = [RELAY_GUARD]
-    for name in (*DEFAULT_PLAN, *config.policy):
+    default = DEFAULT_PLAN if config.role is Role.MX else SUBMISSION_PLAN
+    for name in (*default, *config.policy):
         section = config.policy.get(name, PolicySection())
         # A policy of the default plan that nobody switched on by name may be missing.
-        is_optional = name in DEFAULT_PLAN and "mode" not in section.model_fields_set
+        is_optional = name in default and "mode" not in section.model_fields_set
         is_there = name in sources or section.file is not None
         if name not in names and section.is_planned and (is_there or not is_optional):
             names.append(name)

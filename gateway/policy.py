@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from gateway.verdict import Stage, Verdict, proceed
 
 if TYPE_CHECKING:
+    from gateway.mail.message import Header
     from gateway.services import Services
     from gateway.session import Recipient, Session, Transaction, Trust
     from gateway.smtp.reply import Reply
@@ -135,17 +136,26 @@ class Policy(Generic[S]):
         """The whole message is here; `tx.results` has what those found that this policy `requires` or comes `after`."""
         return proceed()
 
+    async def on_send(self, tx: Transaction, header: Header) -> Verdict:
+        """The message is accepted and leaves with this header, edits of all policies and our own fields included.
+
+        The last word of the stage EOM, for who signs: what its verdict adds stands above all that is signed, and
+        nothing is changed behind it. The body is the one whose digests were wanted in `on_header`.
+        """
+        return proceed()
+
     async def on_outcome(self, tx: Transaction, outcome: Outcome) -> None:
         """After the reply; cannot change it."""
 
     @classmethod
     def stages(cls, settings: S | None = None) -> frozenset[Stage]:  # noqa: ARG003 - for those that override it
-        """The stages whose hook this policy overrides; on_header belongs to EOM.
+        """The stages whose hook this policy overrides; on_header and on_send belong to EOM.
 
         A policy whose settings choose the stage overrides this, so that it takes no time from others elsewhere.
         """
         hooks = {stage for stage in Stage if has_hook(cls, f"on_{stage}")}
-        return frozenset(hooks | {Stage.EOM} if has_hook(cls, "on_header") else hooks)
+        is_at_eom = has_hook(cls, "on_header") or has_hook(cls, "on_send")
+        return frozenset(hooks | {Stage.EOM} if is_at_eom else hooks)
 
 
 def has_hook(policy: type[Policy[Any]], hook: str) -> bool:

@@ -39,6 +39,13 @@ class Trust(StrEnum):
     AUTHENTICATED = "authenticated"  # it proved who it is
 
 
+class Role(StrEnum):
+    """What a listener is for, and with it whose mail comes in there."""
+
+    MX = "mx"  # mail from anybody, for our domains
+    SUBMISSION = "submission"  # mail of our users, who authenticate, for anybody (RFC 6409)
+
+
 class AddressSource(StrEnum):
     """How the client's address became known."""
 
@@ -60,7 +67,8 @@ class Session:
     """One SMTP connection as it stands now.
 
     `helo` is the argument of the last EHLO or HELO as the client gave it, "" before; it is not authenticated.
-    `client` is an IPv4 address also when it arrived IPv4-mapped.
+    `client` is an IPv4 address also when it arrived IPv4-mapped. `user` is who it proved to be (RFC 4954), in the form
+    that the back-end gave; never "", and None where nobody did: it is set exactly where `trust` is authenticated.
     """
 
     id: str
@@ -71,6 +79,8 @@ class Session:
     tls: TlsInfo | None = None
     trust: Trust = Trust.UNTRUSTED
     address_source: AddressSource = AddressSource.SOCKET
+    user: str | None = None
+    role: Role = Role.MX
 
 
 class BodyType(StrEnum):

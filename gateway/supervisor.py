@@ -24,7 +24,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ from gateway.listening import (
     EXIT_FAILURE,
     Given,
     StartError,
+    WorkerSockets,
     bind,
     close_politely,
     listen,
@@ -55,6 +56,7 @@ from gateway.listening import (
 from gateway.notify import Notify
 from gateway.overview import Overview
 from gateway.privileges import become, forbid_core_dumps
+from gateway.session import Role
 from gateway.workers import START_S, Worker, Workers
 
 EXIT_OK = 0
@@ -89,10 +91,9 @@ class RunWorker(Protocol):
     def __call__(
         self,
         config: Config,
-        listening: Sequence[socket.socket],
-        listening_tls: Sequence[socket.socket],
+        sockets: WorkerSockets,
         channel: socket.socket,
-        counts: ConnectionCounts,
+        counts: Mapping[Role, ConnectionCounts],
         /,
     ) -> int: ...
 
@@ -124,7 +125,7 @@ def run(
         workers = worker_count(config)
         with contextlib.ExitStack() as bound:
             sockets = activated(os.environ)
-            listening = listen(config.server, workers, given=sockets.given)
+            listening = listen(config, workers, given=sockets.given)
             for sock, _ in listening.without(None):
                 bound.enter_context(sock)
             admin = bound.enter_context(sockets.admin or bind(config.admin.listen))
@@ -179,7 +180,9 @@ class Supervisor:
         self._workers = Workers()
         self._overview = Overview(self._workers, first, config_path)
         self._log = log_of(first.config, on_loss=self._overview.lost_lines.inc)
-        self._counts = SharedCounts(max(_MIN_COLUMNS, _COLUMNS_PER_WORKER * first.workers))
+        columns = max(_MIN_COLUMNS, _COLUMNS_PER_WORKER * first.workers)
+        # apart, so that a flood of one role leaves room in the other; each worker has the same column in both
+        self._counts = {role: SharedCounts(columns) for role in Role}
         self._open = dict(first.listening.without(None))  # every socket, and whether TLS comes first
         self._unconnected: list[Worker] = []
         self._connected: set[Worker] = set()
@@ -216,23 +219,21 @@ class Supervisor:
     # --- processes: the loop stands still ------------------------------------------------------------------
 
     def _fork(self, generation: Generation, number: int) -> None:
-        column = self._counts.take()
-        counts = self._counts.of(column)
-        plain = generation.listening.of_worker(number, is_tls=False)
-        implicit = generation.listening.of_worker(number, is_tls=True)
+        column = min(shared.take() for shared in self._counts.values())
+        counts = {role: shared.of(column) for role, shared in self._counts.items()}
+        sockets = generation.listening.of_worker(number)
+        inherited = tuple(sock for own in sockets.values() for group in own for sock in group)
 
         stack = StackPipe()
 
         def body(channel: socket.socket) -> int:
             stack.offer()
-            return self._run_worker(generation.config, plain, implicit, channel, counts)
+            return self._run_worker(generation.config, sockets, channel, counts)
 
         try:
-            pid, ours = fork(
-                body, inherited=(*plain, *implicit, stack.theirs), mask=self._mask, log=self._log
-            )
+            pid, ours = fork(body, inherited=(*inherited, stack.theirs), mask=self._mask, log=self._log)
         except OSError:
-            self._counts.release(column)
+            self._release(column)
             stack.close()
             raise
         finally:
@@ -242,6 +243,10 @@ class Supervisor:
         self._overview.living.set(len(self._workers))
         self._unconnected.append(worker)
         self._has_forked.set()
+
+    def _release(self, column: int) -> None:
+        for shared in self._counts.values():
+            shared.release(column)
 
     def _fork_waiting(self) -> None:
         # Garbage that owns descriptors must not live on in a child, where their numbers mean something else.
@@ -279,6 +284,8 @@ class Supervisor:
             version=__version__,
             listen=listening.addresses(is_tls=False),
             listen_tls=listening.addresses(is_tls=True),
+            submission=listening.addresses(Role.SUBMISSION, is_tls=False),
+            submission_tls=listening.addresses(Role.SUBMISSION, is_tls=True),
             admin=str(name_of(self._admin)),
             workers=self._current.workers,
         )
@@ -407,7 +414,7 @@ class Supervisor:
             pid, status = os.waitpid(worker.pid, os.WNOHANG)
             if pid:
                 self._workers.remove(worker)
-                self._counts.release(worker.column)
+                self._release(worker.column)
                 worker.stack.close()
                 self._overview.living.set(len(self._workers))
                 self._changed.set()
@@ -504,9 +511,9 @@ class Supervisor:
     async def _replace(self, config: Config) -> None:
         """Workers with this configuration for those that serve. Raises GatewayError when there can be none."""
         current, workers = self._current, worker_count(config)
-        if self._counts.free < workers:
+        if self._counts[Role.MX].free < workers:
             raise ReloadError("too many workers of earlier reloads still end their sessions; try again later")
-        listening = listen(config.server, workers, current.listening, given=self._given)
+        listening = listen(config, workers, current.listening, given=self._given)
         self._open.update(listening.without(current.listening))
         self._last_number += 1
         self._next = generation = Generation(self._last_number, config, listening, workers)

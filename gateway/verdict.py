@@ -116,9 +116,10 @@ _NOT_ADDED = {
     **dict.fromkeys(("message-id", "in-reply-to", "references"), _ONCE),
     **dict.fromkeys(("mime-version", "content-"), _STRUCTURE),
     **dict.fromkeys(("received", "return-path", "resent-"), _TRACE),
-    **dict.fromkeys(("dkim-signature", "arc-"), "is a signature, and no policy signs"),
+    **dict.fromkeys(("dkim-signature", "arc-"), "is a signature; who signs does it in on_send"),
     "authentication-results": _ENGINE,
 }
+_SIGNATURE = "dkim-signature"
 # What a policy may take out, and why it breaks no promise: all else leaves as it came (DESIGN.md section 1),
 # since a signature of the sender's may cover it.
 _REMOVED = {
@@ -127,10 +128,16 @@ _REMOVED = {
 }
 
 
-def forbidden(edit: HeaderEdit, reserved: AbstractSet[str] = frozenset()) -> str:
-    """Why a policy may not make this edit, "" when it may. `reserved`: lower-case names of the engine's own fields."""
+def forbidden(edit: HeaderEdit, reserved: AbstractSet[str] = frozenset(), *, is_last: bool = False) -> str:
+    """Why a policy may not make this edit, "" when it may. `reserved`: lower-case names of the engine's own fields.
+
+    `is_last`: in `on_send`, where nothing is changed any more but signatures are added.
+    """
     name = edit.name.lower()
-    if name in reserved:
+    if is_last:
+        is_signature = isinstance(edit, AddField) and name == _SIGNATURE
+        why = "" if is_signature else "is no signature, which is all that is added behind the edits"
+    elif name in reserved:
         why = _ENGINE
     elif isinstance(edit, AddField):
         why = _entry(_NOT_ADDED, name)

@@ -65,6 +65,8 @@ _MORE: dict[str, Mapping[str, object]] = {
     "service.type": {"enum": ["LoadBalancer", "NodePort", "ClusterIP"]},
     "service.port": _PORT,
     "service.smtpsPort": _PORT,
+    "service.submissionPort": _PORT,
+    "service.submissionsPort": _PORT,
     "service.nodePort": {"minimum": 0, "maximum": 65535},
     "service.externalTrafficPolicy": {"enum": ["Local", "Cluster"]},
     "service.loadBalancerSourceRanges": _NETWORKS,

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -32,7 +32,8 @@ from gateway.channel import (
 from gateway.config import Config, load
 from gateway.connection_counts import ConnectionCounts
 from gateway.decision import Decision, DecisionRing, DecisionsAnswer
-from gateway.session import Envelope, Session
+from gateway.listening import WorkerSockets
+from gateway.session import Envelope, Role, Session
 from gateway.smtp import reply
 from gateway.smtp.address import Domain, Mailbox
 from gateway.verdict import Stage
@@ -153,10 +154,9 @@ class FakeWorker:
 def run_worker(
     behaviour: str,
     config: Config,
-    listening: Sockets,
-    listening_tls: Sockets,
+    sockets: WorkerSockets,
     channel: socket.socket,
-    counts: ConnectionCounts,
+    counts: Mapping[Role, ConnectionCounts],
 ) -> int:
     earlier = _earlier_starts(config)
     # a configuration that was loaded again may ask for another behaviour
@@ -174,7 +174,7 @@ def run_worker(
             while True:
                 signal.pause()
         case _:
-            return asyncio.run(FakeWorker(behaviour).run(listening, channel))
+            return asyncio.run(FakeWorker(behaviour).run(sockets[Role.MX].plain, channel))
 
 
 def _refused() -> Decision:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from gateway.app import (
 from gateway.channel import Json, Message, MetricsPush, Request, Response, State
 from gateway.config import load
 from gateway.plugins import plan
+from gateway.session import Role
 from tests.decision.records import decision
 from tests.fakes import FakeLog, FakeServices
 
@@ -94,6 +96,13 @@ class FakeChannel:
         return states
 
 
+class FakeListener:
+    """Its clients are hidden."""
+
+    def state(self) -> dict[str, str]:
+        return {"hidden_by": "10.0.0.1"}
+
+
 class FakeRelay:
     """A relay that is as the test says."""
 
@@ -109,9 +118,11 @@ async def test_the_relays_state_goes_to_the_supervisor_with_a_push_when_it_chang
     path.write_text(CONFIG)
     worker: Any = Worker(load(path, environ={}), (), FakeLog(), ProcessMetrics())
     channel = worker._channel = FakeChannel()
-    relay = worker._relay = FakeRelay()
+    relay, listener = FakeRelay(), FakeListener()
+    worker._sides = [SimpleNamespace(role=Role.MX, relay=relay, listener=listener)]
+    detail = {"clients": listener.state()}
     worker._state = State(
-        listening=True, draining=False, policies_started=True, detail={"relay": relay.state()}
+        listening=True, draining=False, policies_started=True, detail=detail | {"relay": relay.state()}
     )
 
     def push() -> list[State]:
@@ -122,7 +133,7 @@ async def test_the_relays_state_goes_to_the_supervisor_with_a_push_when_it_chang
     assert push() == []
     relay.is_up = False
     assert push() == [
-        State(listening=True, draining=False, policies_started=True, detail={"relay": relay.state()})
+        State(listening=True, draining=False, policies_started=True, detail=detail | {"relay": relay.state()})
     ]
     assert push() == []
 
@@ -202,16 +213,16 @@ def test_the_listener_learns_who_the_balancers_are_and_how_often_a_client_may_co
 
 
 def test_a_balancer_that_hides_its_clients_is_told_to_the_supervisor(tmp_path: Path) -> None:
-    class FakeListener:
-        def state(self) -> dict[str, str]:
-            return {"hidden_by": "10.0.0.1"}
-
     path = tmp_path / "mxgate.toml"
     path.write_text(CONFIG)
     worker: Any = Worker(load(path, environ={}), (), FakeLog(), ProcessMetrics())
-    worker._listener = FakeListener()
+    worker._sides = [SimpleNamespace(role=Role.MX, relay=FakeRelay(), listener=FakeListener())]
 
-    assert worker._detail() == {"clients": {"hidden_by": "10.0.0.1"}}
+    own = {"clients": {"hidden_by": "10.0.0.1"}, "relay": FakeRelay().state()}
+    assert worker._detail() == own
+
+    worker._sides.append(SimpleNamespace(role=Role.SUBMISSION, relay=FakeRelay(), listener=FakeListener()))
+    assert worker._detail() == own | {"submission": own}
 
 
 def test_name_servers_become_the_resolvers(tmp_path: Path) -> None:
@@ -245,8 +256,9 @@ def test_each_policy_may_wait_for_dns_a_part_of_the_time_that_it_has(tmp_path: P
     path = tmp_path / "mxgate.toml"
     path.write_text(f"{CONFIG}\n[policy.quick]\nfile = '{file}'\n")
     config = load(path, environ={})
-    worker: Any = Worker(config, plan(config), FakeLog(), ProcessMetrics())
+    planned = plan(config)
+    worker: Any = Worker(config, [(config, planned)], FakeLog(), ProcessMetrics())
     dns = FakeDns()
-    worker._pipeline(FakeServices(), dns)
+    worker._pipeline(config, planned, FakeServices(), dns)
     assert dns.limits["quick"] == pytest.approx(2 * 0.85)
     assert dns.limits["relay_guard"] == pytest.approx(10 * 0.85)

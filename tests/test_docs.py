@@ -16,7 +16,7 @@ from gateway import demo
 from gateway.config import Config, load
 from gateway.smtp import reply
 from gateway.smtp.reply import Reply
-from policies import relay_guard
+from policies import relay_guard, sender_login
 from tests.e2e.net import LOOPBACK, wait_until
 from tests.test_demo import Running
 
@@ -129,7 +129,7 @@ def table_cells(text: str, pattern: str) -> set[str]:
 def test_every_reply_of_ours_is_explained_and_no_other() -> None:
     ours = {
         str(value)
-        for module in (reply, relay_guard)
+        for module in (reply, relay_guard, sender_login)
         for value in vars(module).values()
         if isinstance(value, Reply)
     }

@@ -58,6 +58,14 @@ def test_an_address_that_hides_its_clients_exempts_nobody() -> None:
     assert not exempt.exempts(replace(session, address_source=AddressSource.HIDDEN))
 
 
+def test_who_has_authenticated_is_exempt_behind_any_address() -> None:
+    exempt = Step(Says(ALL), 10, OnError.DEFER, exempt=(Trust.AUTHENTICATED,))
+    session = Session("S", ip_address("192.0.2.1"), 1234, trust=Trust.AUTHENTICATED, user="ann")
+
+    assert exempt.exempts(replace(session, address_source=AddressSource.HIDDEN))
+    assert not exempt.exempts(replace(session, trust=Trust.UNTRUSTED, user=None))
+
+
 async def test_other_clients_are_judged_as_ever() -> None:
     world = World(Step(Says(ALL), 10, OnError.DEFER, exempt=(ip_network("198.51.100.0/24"),)))
     talk = await world.mail()

@@ -31,6 +31,7 @@ ENVELOPE = Envelope(None)
 def test_a_new_session_is_untrusted_and_in_the_clear() -> None:
     assert (SESSION.helo, SESSION.esmtp, SESSION.tls) == ("", False, None)
     assert SESSION.trust is Trust.UNTRUSTED
+    assert SESSION.user is None
     assert SESSION.address_source is AddressSource.SOCKET
 
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from gateway.services import Counter, Counters, Services
     from gateway.session import Envelope, Recipient
     from gateway.smtp.content import Fault
+    from gateway.smtp.sasl import Credentials
 
 T = TypeVar("T")
 
@@ -191,13 +192,14 @@ class Listener:
         self._hidden_by: IPv4Address | IPv6Address | None = None  # as of the last sweep
         self._told = 0  # lines since the last sweep
         metrics = services.metrics
+        role = gatekeeper.settings.role
         connections = metrics.counters(
             "mxgate_connections_total",
             "Connections by how they began: served, or refused for a limit of all, of a client, or of its rate",
-            ("outcome",),
+            ("outcome", "role"),
         )
         outcomes = ("served", "limit", "client_limit", "client_rate", "descriptors", "memory")
-        self.connections = {o: connections.labels(o) for o in outcomes}
+        self.connections = {o: connections.labels(o, role) for o in outcomes}
         origins = metrics.counters(
             "mxgate_clients_total",
             "Connections that were served, by where the client's address belongs to; proxy: a balancer told it",
@@ -249,12 +251,14 @@ class Listener:
         self._source_hidden = metrics.gauges(
             "mxgate_source_hidden",
             "Workers for which a private address seems to be a balancer's that hides its clients",
-        ).labels()
+            ("role",),
+        ).labels(role)
         self._source_share = metrics.gauges(
             "mxgate_source_share",
             "Part (0 to 1) of the last 1000 clients that came from the commonest private address; the workers' largest",
+            ("role",),
             merge=Merge.MAX,
-        ).labels()
+        ).labels(role)
 
     async def start(self, sockets: Sequence[socket.socket], tls_sockets: Sequence[socket.socket]) -> None:
         """Accept connections on sockets that are bound already; those of `tls_sockets` begin with a handshake."""
@@ -793,6 +797,13 @@ class Connection(asyncio.Protocol):
         else:
             extensions = self._listener.gatekeeper.extensions()
             self._server.greet(extensions if self._conversation.session.esmtp else None)
+
+    def auth(self, credentials: Credentials) -> None:
+        """The end of an exchange of AUTH."""
+        self._await(self._conversation.authenticate(credentials), self._authenticated)
+
+    def _authenticated(self, answer: Answer) -> None:
+        self._server.answer_auth(answer.reply, close=answer.close)
 
     def mail(self, envelope: Envelope) -> None:
         """MAIL."""

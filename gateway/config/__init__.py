@@ -13,6 +13,7 @@ from gateway.config.load import load
 from gateway.config.model import (
     Admin,
     Auth,
+    AuthBackend,
     Config,
     Dns,
     Identity,
@@ -36,6 +37,7 @@ from gateway.policy import Mode
 __all__ = [
     "Admin",
     "Auth",
+    "AuthBackend",
     "Config",
     "ConfigError",
     "Dns",

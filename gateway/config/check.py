@@ -12,7 +12,17 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 
 from gateway.config.errors import ConfigError, KeyPath, did_you_mean
-from gateway.config.model import RELAY_GUARD, Config, PolicySection, Protocol, Relay, Route, RouteTls
+from gateway.config.model import (
+    RELAY_GUARD,
+    AuthBackend,
+    Config,
+    PolicySection,
+    Protocol,
+    Relay,
+    Route,
+    RouteTls,
+    SubmissionAuth,
+)
 from gateway.config.values import HostPort
 from gateway.identity import identity_of
 from gateway.policy import Mode, OnError
@@ -24,11 +34,14 @@ def contradictions(config: Config) -> dict[KeyPath, str]:
     """Everything that is wrong although each table for itself is right: one message for a path."""
     found: dict[KeyPath, str] = {}
     guard = config.policy.get(RELAY_GUARD, PolicySection())
+    own_guard = config.submission.policy.get(RELAY_GUARD, PolicySection())
     for path, message in (
         *_unserviceable(config),
-        *_contradictory_routes(config.relay, config.quarantine.route),
+        *_contradictory_routes(config.relay, {config.quarantine.route, config.submission.route}),
         *_unusable_quarantine(config),
         *_unsafe_relay_guard(guard),
+        *_unusable_submission(config),
+        *((("submission", *path), message) for path, message in _unsafe_relay_guard(own_guard)),
     ):
         found.setdefault(path, message)
     return found
@@ -57,7 +70,7 @@ def _unserviceable(config: Config) -> Iterator[Finding]:
         yield ("relay", "routes"), "no route; say where mail goes: [[relay.routes]] with downstream"
 
 
-def _contradictory_routes(relay: Relay, quarantine: str) -> Iterator[Finding]:
+def _contradictory_routes(relay: Relay, apart: Container[str]) -> Iterator[Finding]:
     names: set[str] = set()
     taken: dict[str, str] = {}  # domain -> route
     for index, (name, route) in enumerate(relay.named_routes):
@@ -65,7 +78,7 @@ def _contradictory_routes(relay: Relay, quarantine: str) -> Iterator[Finding]:
         if name in names:
             yield (*path, "name"), f"another route has the name {name}"
         names.add(name)
-        if not route.domains and name != quarantine:
+        if not route.domains and name not in apart:
             yield (*path, "domains"), "must not be empty"
         for place, domain in enumerate(route.domains):
             if domain in taken:
@@ -89,6 +102,46 @@ def _unusable_quarantine(config: Config) -> Iterator[Finding]:
     elif route is not None and route.protocol is Protocol.LMTP:
         # RFC 2033 4.2: one reply for each recipient behind the dot, and mail in quarantine has several
         yield path, f"{name} speaks LMTP, which takes one recipient at a time"
+
+
+def _unusable_submission(config: Config) -> Iterator[Finding]:
+    own, routes = config.submission, dict(config.relay.named_routes)
+    if not own.is_on:
+        if own.route or own.policy or own.auth.address:
+            yield ("submission",), "has no effect without submission.listen or submission.listen_tls"
+        return
+    if not config.server.tls.cert_file:
+        # RFC 8314 3: no password and no mail of a user in the clear
+        key = "listen" if own.listen else "listen_tls"
+        yield ("submission", key), "needs server.tls.cert_file and server.tls.key_file"
+    taken = {*config.server.listen, *config.server.listen_tls}
+    for key in ("listen", "listen_tls"):
+        for place, address in enumerate(getattr(own, key)):
+            if address.port and address in taken:
+                yield ("submission", key, place), f"{address} is listened on already"
+            taken.add(address)
+    path: KeyPath = ("submission", "route")
+    if not own.route:
+        yield path, "says where the mail goes: the name of a [[relay.routes]] with domains = []"
+    elif own.route not in routes:
+        yield path, f"no route has the name {own.route}{did_you_mean(own.route, routes)}"
+    elif routes[own.route].domains:
+        yield path, f"{own.route} is a route for others too; it must be one of its own, with domains = []"
+    elif own.route == config.quarantine.route:
+        yield path, f"{own.route} is the route of the quarantine"
+    yield from _unusable_auth(own.auth)
+
+
+def _unusable_auth(auth: SubmissionAuth) -> Iterator[Finding]:
+    path: KeyPath = ("submission", "auth")
+    is_downstream = auth.backend is AuthBackend.DOWNSTREAM
+    if not auth.address:
+        yield (*path, "address"), f"says where the back-end {auth.backend} is"
+    elif is_downstream and isinstance(auth.address, str):
+        yield (*path, "address"), "must be host:port of a mail server's submission port"
+    for key in ("tls_implicit", "tls_ca_file", "tls_name"):
+        if getattr(auth, key) and not is_downstream:
+            yield (*path, key), 'is for backend = "downstream" only'
 
 
 def _contradictory_route(route: Route) -> Iterator[Finding]:
@@ -153,6 +206,10 @@ def _unusable_files(config: Config) -> Iterator[Finding]:
     for name, section in config.policy.items():
         if section.is_planned:
             readable.append((("policy", name, "file"), section.file))
+    for name, section in config.submission.policy.items():
+        if section.is_planned and config.submission.is_on:
+            readable.append((("submission", "policy", name, "file"), section.file))
+    readable.append((("submission", "auth", "tls_ca_file"), config.submission.auth.tls_ca_file))
     for index, route in enumerate(config.relay.routes):
         if route.tls is RouteTls.VERIFY:
             readable.append((("relay", "routes", index, "tls_ca_file"), route.tls_ca_file))

@@ -18,6 +18,7 @@ from gateway.config.errors import DEFAULT, KeyPath, Origin, Problem, dotted
 from gateway.config.sources import Sources
 from gateway.config.values import (
     AddressOrDomain,
+    AuthAddress,
     AuthservId,
     DomainName,
     DomainOrSubdomains,
@@ -38,6 +39,7 @@ from gateway.config.values import (
 )
 from gateway.policy import Mode, OnError
 from gateway.redaction import Redact
+from gateway.session import Role
 
 RELAY_GUARD = "relay_guard"
 """The one policy that is always there; its settings are those of [relay]."""
@@ -66,6 +68,13 @@ class RouteTls(StrEnum):
     OPPORTUNISTIC = "opportunistic"
     ENCRYPT = "encrypt"
     VERIFY = "verify"
+
+
+class AuthBackend(StrEnum):
+    """Where the passwords of submission are known."""
+
+    DOWNSTREAM = "downstream"
+    DOVECOT = "dovecot"
 
 
 class OnOutage(StrEnum):
@@ -435,6 +444,88 @@ class PolicySection(Section):
 PolicyName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
+class SubmissionAuth(Section):
+    """`[submission.auth]`: who knows the users' passwords, and what becomes of who guesses."""
+
+    backend: AuthBackend = _key(
+        AuthBackend.DOVECOT,
+        "`dovecot`: the auth socket of a Dovecot; `downstream`: a mail server's own submission port, which is given "
+        "the same credentials over TLS with a valid certificate.",
+    )
+    address: AuthAddress = _key(
+        "",
+        "Where it is. Of Dovecot `unix:/run/dovecot/auth-client` or `192.0.2.1:12345`; of a mail server "
+        "`mta.example.org:587`.",
+    )
+    tls_implicit: bool = _key(
+        False, "With `downstream`: TLS from the first byte instead of STARTTLS (port 465).", strict=True
+    )
+    tls_ca_file: OptionalPath = _key(
+        None, "With `downstream`: PEM file with the CAs that are trusted; empty: the system's."
+    )
+    tls_name: str = _key(
+        "", "With `downstream`: name that the certificate must carry; empty: the host of `address`."
+    )
+    # Dovecot answers a client that has failed often after up to 17 s.
+    timeout_s: Seconds = _key(20.0, "For one attempt; then 454.", gt=0, le=60)
+    failure_delay_s: Seconds = _key(
+        2.0, "A failure is told a whole number of these behind its attempt; 0: at once.", ge=0, le=30
+    )
+    failure_window_s: Seconds = _key(3600.0, "For how long failures are counted together.", ge=1, le=86_400)
+    max_failures_per_client: Integer = _key(
+        20,
+        "Failures of a client (IPv4 address, IPv6 /64) in that time; then 421 without a look at the password.",
+        ge=1,
+        le=1_000_000,
+    )
+    max_failures_per_user: Integer = _key(
+        20,
+        "The same for a user's name. Networks from which the user has logged in within 30 days have counts of "
+        "their own.",
+        ge=1,
+        le=1_000_000,
+    )
+
+
+class Submission(Section):
+    """`[submission]`: mail of your own users, who authenticate (RFC 6409); with `server.tls`. Off without addresses."""
+
+    listen: tuple[Listen, ...] = _key(
+        (), "Addresses that take STARTTLS, usually port 587: `192.0.2.1:587`, `[::]:587`."
+    )
+    listen_tls: tuple[Listen, ...] = _key((), "Addresses for implicit TLS (RFC 8314), usually port 465.")
+    route: RouteName = _key(
+        "", "Name of the route that all of it takes, whatever its recipients; a route with `domains = []`."
+    )
+    max_connections: Integer = _key(1000, "Connections at once, of all workers.", ge=1, le=1_000_000)
+    max_connections_per_client: Integer = _key(
+        20, "Connections at once from one client (IPv4 /32, IPv6 /64).", ge=1, le=1_000_000
+    )
+    max_new_connections_per_client_per_minute: Integer = _key(
+        0, "New connections of one client in a minute (IPv4 /32, IPv6 /64); 0: no limit.", ge=0, le=1_000_000
+    )
+    max_message_bytes: Integer = _key(
+        52_428_800, "Largest message; announced as SIZE.", ge=1024, le=4_294_967_296
+    )
+    max_recipients: Integer = _key(
+        200, "Recipients of one transaction; more get 452 4.5.3.", ge=1, le=100_000
+    )
+    adds_missing_fields: bool = _key(
+        True, "Give a message without Date or Message-ID these fields (RFC 6409 8).", strict=True
+    )
+    auth: SubmissionAuth = SubmissionAuth()
+    policy: Mapping[PolicyName, PolicySection] = Field(
+        default_factory=dict,
+        description="`[submission.policy.NAME]`: the policies of this role, with the same keys as `[policy.NAME]`; "
+        "relay_guard and sender_login unless there are others.",
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is any."""
+        return bool(self.listen or self.listen_tls)
+
+
 class Config(Section):
     """The whole configuration."""
 
@@ -449,8 +540,10 @@ class Config(Section):
     pipeline: Pipeline = Pipeline()
     quarantine: Quarantine = Quarantine()
     policy: Mapping[PolicyName, PolicySection] = Field(default_factory=dict)
+    submission: Submission = Submission()
 
     _sources: Sources | None = PrivateAttr(default=None)
+    _role: Role = PrivateAttr(default=Role.MX)
 
     def model_post_init(self, context: Any) -> None:
         """Keep the sources that `load` validates from."""
@@ -460,6 +553,50 @@ class Config(Section):
     def authserv_id(self) -> str:
         """The authserv-id that we write and whose forgeries we remove."""
         return self.auth.authserv_id or self.server.hostname
+
+    @property
+    def role(self) -> Role:
+        """Whose configuration it is: what was loaded is that of the MX."""
+        return self._role
+
+    @property
+    def relayed(self) -> tuple[tuple[str, Route], ...]:
+        """The routes of this role with their names."""
+        return tuple(
+            (name, route)
+            for name, route in self.relay.named_routes
+            if route.domains or name == self.quarantine.route
+        )
+
+    def for_submission(self) -> Config:
+        """The same configuration as listeners for submission see it: their limits, route and policies."""
+        own = self.submission
+        limits = (
+            "listen",
+            "listen_tls",
+            "max_connections",
+            "max_connections_per_client",
+            "max_new_connections_per_client_per_minute",
+            "max_message_bytes",
+            "max_recipients",
+        )
+        route = dict(self.relay.named_routes)[own.route]
+        every = route.model_copy(update={"name": own.route, "domains": ("*",)})
+        view = self.model_copy(
+            update={
+                "server": self.server.model_copy(update={key: getattr(own, key) for key in limits}),
+                "relay": self.relay.model_copy(update={"routes": (every,), "trusted_networks": ()}),
+                "quarantine": self.quarantine.model_copy(update={"route": ""}),
+                "policy": own.policy,
+            }
+        )
+        view._role = Role.SUBMISSION  # noqa: SLF001  # of the same class
+        return view
+
+    def _path(self, path: KeyPath) -> KeyPath:
+        """Where a key of this view is written."""
+        is_own = self._role is Role.SUBMISSION and path[:1] == ("policy",)
+        return ("submission", *path) if is_own else path
 
     def origin(self, path: KeyPath) -> Origin:
         """Where the value at a path came from; `default` for one that nobody gave."""
@@ -471,4 +608,5 @@ class Config(Section):
 
     def problem(self, path: KeyPath, message: str) -> Problem:
         """A problem with the value at a path, with the place that an operator should look at."""
+        path = self._path(path)
         return self._sources.problem(path, message) if self._sources else Problem(dotted(path), message)

@@ -120,6 +120,22 @@ def parse_downstream(value: object) -> HostPort:
     return HostPort(host.lower(), port)
 
 
+def parse_auth_address(value: object) -> HostPort | str:
+    """`unix:/path` as it is, or an IP address or host name with its port; "" is none."""
+    if isinstance(value, HostPort):
+        return value
+    text = _text(value)
+    if not text:
+        return ""
+    if not text.startswith("unix:"):
+        return parse_downstream(text)
+    path = text.removeprefix("unix:")
+    # unix(7): sun_path has 108 octets with its NUL
+    if not path.startswith("/") or "\0" in path or len(path.encode()) > 107:
+        raise ValueError("must be unix: and an absolute path of at most 107 octets, or host:port")
+    return text
+
+
 def _host_or_group(value: object, group: ValidatorFunctionWrapHandler) -> Any:
     return group(value) if isinstance(value, list | tuple) else parse_downstream(value)
 
@@ -297,6 +313,12 @@ Nameserver = Annotated[
 ]
 Downstream = Annotated[
     HostPort, PlainValidator(parse_downstream), _AS_TEXT, _json("string", examples=["192.0.2.1:25"])
+]
+AuthAddress = Annotated[
+    HostPort | str,
+    PlainValidator(parse_auth_address),
+    _AS_TEXT,
+    _json("string", examples=["unix:/run/dovecot/auth-client", "mta.example.org:587"]),
 ]
 _HOST_SCHEMA = {"type": "string", "pattern": _like(r"[^\s/@]+:[0-9]{1,5}")}
 _GROUP_SCHEMA = {"type": "array", "minItems": 1, "items": _HOST_SCHEMA}

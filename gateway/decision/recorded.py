@@ -23,6 +23,7 @@ from gateway.session import (
     BodyType,
     Envelope,
     Recipient,
+    Role,
     Session,
     TlsInfo,
     Trust,
@@ -133,6 +134,9 @@ class _At:
             raise RecordError(f"{self._path}{key}: no text")
         return text
 
+    def has(self, key: str) -> bool:
+        return key in self._record
+
     def flag(self, key: str) -> bool:
         return self.value(key, bool)
 
@@ -187,6 +191,9 @@ def _session(at: _At) -> Session:
         TlsInfo(tls, at.text("cipher")) if tls else None,
         at.made("trust", Trust),
         at.made("address_source", AddressSource),
+        # records of before there was submission have neither
+        at.text("user") or None if at.has("user") else None,
+        at.made("role", Role) if at.has("role") else Role.MX,
     )
 
 

@@ -62,6 +62,8 @@ def to_json(decision: Decision, *, in_full: bool = True) -> dict[str, Json]:
         "cipher": _text(tls.cipher) if tls else "",
         "trust": _text(session.trust),
         "address_source": _text(session.address_source),
+        "user": _text(session.user or ""),
+        "role": _text(session.role),
         "mail_from": _text(envelope.mail_from.text) if envelope.mail_from is not None else "",
         "body_type": _text(envelope.body_type),
         "smtputf8": envelope.smtputf8,

@@ -173,8 +173,8 @@ def _took(record: Mapping[str, object]) -> Iterator[str]:
 
 
 def _trust(record: Mapping[str, object]) -> str:
-    trust, source = _of(record, "trust"), _of(record, "address_source")
-    return " ".join(word for word in (trust, source) if word and word not in ("untrusted", "socket"))
+    words = (_of(record, "trust"), _of(record, "user"), _of(record, "address_source"))
+    return " ".join(word for word in words if word and word not in ("untrusted", "socket"))
 
 
 def _because(record: Mapping[str, object]) -> str:

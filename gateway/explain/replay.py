@@ -23,7 +23,7 @@ from gateway.mail.digest import BodyDigests
 from gateway.plugins import PlannedPolicy
 from gateway.relaying import Delivery
 from gateway.services import Clock
-from gateway.session import Trust
+from gateway.session import Role, Trust
 from gateway.smtp import reply
 from gateway.smtp.address import Mailbox
 from gateway.smtp.content import Fault
@@ -68,6 +68,8 @@ async def replay(
     """Judge the transaction of a record again. Raises ExplainError."""
     if recorded.reply is None:
         raise ExplainError("the client gave this transaction up; there is no verdict that could be replayed")
+    if recorded.session.role is Role.SUBMISSION:
+        raise ExplainError("this is a user's own mail (submission); only mail of the MX is replayed")
     answers = RecordedAnswers(recorded.dns)
     dns = Answers(answers)
     header = recorded.header + b"\r\n"

@@ -50,12 +50,29 @@ class AuthorError(GatewayError):
 
 def author_domain(header: Header) -> Domain:
     """The author domain of a message. Raises AuthorError."""
-    value = _from_field(header).raw[len(b"From:") : -2]
-    if len(value) > MAX_FIELD_BYTES:
-        raise _syntax(f"has more than {MAX_FIELD_BYTES} octets")
+    value = _from_value(header)
     if plain := _PLAIN.fullmatch(value):
         return _domain((plain[1] or plain[2]).decode("ascii"))
     return _author_domain(value)
+
+
+class Author(NamedTuple):
+    """One mailbox of the From field; `local` is without quotes."""
+
+    local: str
+    domain: Domain
+
+
+def authors(header: Header) -> tuple[Author, ...]:
+    """Every author of a message, whatever their domains. Raises AuthorError where not every reader finds the same."""
+    return tuple(_mailboxes(_from_value(header)))
+
+
+def _from_value(header: Header) -> bytes:
+    value = _from_field(header).raw[len(b"From:") : -2]
+    if len(value) > MAX_FIELD_BYTES:
+        raise _syntax(f"has more than {MAX_FIELD_BYTES} octets")
+    return value
 
 
 # Also with octets that no field name holds (RFC 5322 3.6.8), which one reader overlooks and another one stumbles over
@@ -122,6 +139,17 @@ class _Token(NamedTuple):
 
 def _author_domain(value: bytes) -> Domain:
     """The domain that all mailboxes of the list share."""
+    author: Domain | None = None
+    for each in _mailboxes(value):
+        if author not in (None, each.domain):
+            raise AuthorError(AuthorFault.SEVERAL_DOMAINS, "the authors are of several domains")
+        author = each.domain
+    assert author is not None  # a list without mailboxes is none
+    return author
+
+
+def _mailboxes(value: bytes) -> Iterator[Author]:
+    """Each mailbox of the list. Raises AuthorError."""
     if _BLANK_FOLD.search(value):
         raise _syntax("has a fold without text")
     # RFC 5322 2.2.3: unfolding takes the line end out and leaves the white space
@@ -132,7 +160,6 @@ def _author_domain(value: bytes) -> Domain:
         raise _syntax("holds octets that are text in no one charset")
     tokens = list(_tokens(text))
     kinds = "".join([token.kind for token in tokens])
-    author: Domain | None = None
     at = 0
     while True:
         mailbox = _MAILBOX.match(kinds, at)
@@ -141,14 +168,11 @@ def _author_domain(value: bytes) -> Domain:
                 next((f"has {what}" for mark, what in _OTHERS if mark in kinds), "is no list of addresses")
             )
         group = mailbox.lastindex or 0
-        _check_local(tokens[slice(*mailbox.span(group - 1))])
-        domain = _domain("".join([token.text for token in tokens[slice(*mailbox.span(group))]]))
-        if author not in (None, domain):
-            raise AuthorError(AuthorFault.SEVERAL_DOMAINS, "the authors are of several domains")
-        author = domain
+        local = _clear_local(tokens[slice(*mailbox.span(group - 1))])
+        yield Author(local, _domain("".join([token.text for token in tokens[slice(*mailbox.span(group))]])))
         at = mailbox.end()
         if kinds[at - 1] != ",":
-            return author
+            return
 
 
 def _tokens(text: str) -> Iterator[_Token]:
@@ -192,8 +216,8 @@ def _comment_end(text: str, start: int) -> int:
     raise _syntax("has a comment without an end, or nested too deeply")
 
 
-def _check_local(tokens: list[_Token]) -> None:
-    """Raises AuthorError for a local part in which somebody might see another address."""
+def _clear_local(tokens: list[_Token]) -> str:
+    """The local part. Raises AuthorError for one in which somebody might see another address."""
     local = "".join([token.text for token in tokens])
     if len(local) > MAX_LOCAL:
         raise _syntax(f"has a local part of more than {MAX_LOCAL} characters")
@@ -209,6 +233,7 @@ def _check_local(tokens: list[_Token]) -> None:
         )
     if not is_clear:
         raise _syntax("has a local part that is not clear")
+    return local
 
 
 def _domain(text: str) -> Domain:

@@ -228,6 +228,19 @@ class EditedContent(NamedTuple):
         """What follows the prefix, as it came."""
         return self.body.blocks(self.start)
 
+    def below(self, added: Sequence[AddField]) -> EditedContent:
+        """The same with more fields above all others, the first of them first."""
+        above = stuff(b"".join([_format_field(edit) for edit in added]))
+        return self._replace(prefix=above + self.prefix)
+
+
+def edited_header(message: Message, content: EditedContent) -> Header:
+    """The header as it leaves, our own fields included."""
+    octets = unstuff(content.prefix)
+    if not content.start:
+        octets += message.header.octets
+    return Header(octets, len(content.prefix) + message.header.wire_bytes - content.start)
+
 
 def apply_edits(
     message: Message,

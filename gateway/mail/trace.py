@@ -1,4 +1,4 @@
-"""The Received field (RFC 5321 4.4, RFC 3848, RFC 6531 4.3)."""
+"""The Received field (RFC 5321 4.4, RFC 3848, RFC 6531 4.3), and what a submitted message may lack (RFC 6409 8)."""
 
 from __future__ import annotations
 
@@ -32,9 +32,23 @@ def received(tx: Transaction, hostname: str, now: float) -> bytes:
 
 
 def with_protocol(session: Session, envelope: Envelope) -> str:
-    """The word behind `with` (RFC 5321 4.4, RFC 3848, RFC 6531 4.3)."""
+    """The word behind `with` (RFC 5321 4.4): S with TLS, A authenticated (RFC 3848); UTF8SMTP (RFC 6531 4.3)."""
     protocol = "UTF8SMTP" if envelope.smtputf8 else "ESMTP" if session.esmtp else "SMTP"
-    return protocol if session.tls is None else protocol + "S"
+    if session.tls is not None:
+        protocol += "S"
+    return protocol if session.user is None else protocol + "A"
+
+
+def missing_fields(tx: Transaction, hostname: str, now: float) -> bytes:
+    """Date and Message-ID in wire form, those that the message has not."""
+    assert tx.message is not None
+    header, added = tx.message.header, b""
+    # RFC 6409 8.2, 8.3: may be added where they are missing. Ids have a dot-atom in front (RFC 5322 3.6.4).
+    if not header.all(b"date"):
+        added += f"Date: {_date(int(now))}\r\n".encode()
+    if not header.all(b"message-id"):
+        added += f"Message-ID: <{tx.id}@{hostname}>\r\n".encode()
+    return added
 
 
 @lru_cache(maxsize=4)

@@ -365,12 +365,18 @@ _NO_XCHAR = re.compile(r"[+=]")
 def xclient_command(session: Session, offered: frozenset[str]) -> bytes:
     """XCLIENT in one line with the attributes of a client that are offered; after its 220 EHLO is due again.
 
-    Raises ValueError when ADDR is not offered: without it the downstream would take our address for the client's.
+    Raises ValueError when ADDR is not offered: without it the downstream would take our address for the client's; and
+    when LOGIN is not, or cannot hold the name, and the client has authenticated: it would be a stranger there.
     """
     if "ADDR" not in offered:
         raise ValueError("XCLIENT without ADDR")
+    login = {}
+    if session.user is not None:
+        if "LOGIN" not in offered:
+            raise ValueError("XCLIENT without LOGIN, and the client has authenticated")
+        login["LOGIN"] = _login(session.user)
     # With NAME alone some versions of Postfix keep what they found for our own address as the REVERSE_NAME.
-    attributes = {**_attributes(session), "REVERSE_NAME": _UNAVAILABLE}
+    attributes = {**_attributes(session), "REVERSE_NAME": _UNAVAILABLE, **login}
     return _attribute_lines("XCLIENT", attributes, offered)[0]
 
 
@@ -402,6 +408,15 @@ def _attribute(value: str) -> str:
     name = _NOT_IN_NAMES.sub("?", value)
     xtext = _NO_XCHAR.sub(lambda found: f"+{ord(found[0]):02X}", name)
     return xtext if 0 < len(xtext) <= _MAX_ATTRIBUTE else _UNAVAILABLE
+
+
+def _login(user: str) -> str:
+    """A user's name in xtext, as it is or not at all: another one would be another user. Raises ValueError."""
+    xtext = _NO_XCHAR.sub(lambda found: f"+{ord(found[0]):02X}", user).replace(" ", "+20")
+    # Postfix masks what is not printable ASCII
+    if not (xtext.isascii() and xtext.isprintable() and len(xtext) <= _MAX_ATTRIBUTE):
+        raise ValueError("XCLIENT LOGIN cannot hold the user's name")
+    return xtext
 
 
 def _attribute_lines(verb: str, attributes: dict[str, str], offered: frozenset[str]) -> tuple[bytes, ...]:

@@ -1,7 +1,8 @@
 """One command line of a client becomes one Command, or a CommandError with the reply that says why not.
 
 RFC 5321 4.1.1 (commands), 4.1.2 (their arguments); the parameters of RFC 1870 (SIZE), 6152 (BODY), 6531 (SMTPUTF8),
-3461 and 6533 (DSN); RFC 3030 (BDAT, without BINARYMIME), 3207 (STARTTLS).
+3461 and 6533 (DSN), 4954 (AUTH of MAIL); RFC 3030 (BDAT, without BINARYMIME), 3207 (STARTTLS). The command AUTH is
+not read here but in server.py, since lines are remembered here and that one holds a password.
 
 Only syntax is judged here: order, limits and what EHLO announced are server.py's, the one caller. A path becomes a
 Mailbox at once; MAIL gives an Envelope without recipients, RCPT a Recipient, so that nothing is parsed again.
@@ -52,6 +53,7 @@ class Extension(StrEnum):
     EIGHT_BIT_MIME = "8BITMIME"
     SMTPUTF8 = "SMTPUTF8"
     DSN = "DSN"
+    AUTH = "AUTH"
 
 
 class CommandError(GatewayError):
@@ -193,6 +195,8 @@ _MAIL_PARAMETERS: _Parameters = {
     "SMTPUTF8": (Extension.SMTPUTF8, _pattern(r"")),  # RFC 6531 3.4
     "RET": (Extension.DSN, _pattern(r"(?i:FULL|HDRS)")),  # RFC 3461 4.3
     "ENVID": (Extension.DSN, _pattern(rf"(?!.{{101}}){_XTEXT}+")),  # RFC 3461 4.4
+    # RFC 4954 5: who submitted it first, in xtext; taken and not passed on
+    "AUTH": (Extension.AUTH, _pattern(rf"(?!.{{501}}){_XTEXT}+")),
 }
 _RCPT_PARAMETERS: _Parameters = {
     # RFC 3461 4.1

@@ -4,14 +4,17 @@
     server.answer(reply); server.run()        # an answer that came later: go on with what is buffered
     transport.write(server.take_output())
 
-`greeted`, `mail`, `rcpt`, `content_begins`, `content_ends` and `starttls` of the handler need an answer, in the call or
-later, and nothing further happens before it; `content`, `reset` and `closing` are told. All else (order, syntax, NOOP,
-limits of errors and commands) is answered here. Replies gather until the driver takes them, so that a pipelined
-group is answered in one write, in order (RFC 2920 3.2).
+`greeted`, `auth`, `mail`, `rcpt`, `content_begins`, `content_ends` and `starttls` of the handler need an answer, in
+the call or later, and nothing further happens before it; `content`, `reset` and `closing` are told. All else (order,
+syntax, NOOP, limits of errors and commands) is answered here. Replies gather until the driver takes them, so that a
+pipelined group is answered in one write, in order (RFC 2920 3.2).
 
 Extensions: PIPELINING (RFC 2920), SIZE (1870), 8BITMIME (6152), SMTPUTF8 (6531), ENHANCEDSTATUSCODES (2034),
 CHUNKING (3030, without BINARYMIME), DSN (3461), STARTTLS (3207), LIMITS (9422). No socket, no clock: deadlines are
 the driver's, by `phase`.
+
+A server for submission (RFC 6409, 8314) wants TLS before all else and AUTH (RFC 4954) before MAIL; every other one does
+not know AUTH at all.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from gateway.smtp.command import (
 )
 from gateway.smtp.content import BdatDecoder, DataDecoder, Fault
 from gateway.smtp.reply import Reply
+from gateway.smtp.sasl import MAX_AUTH_LINE, Challenge, Credentials, Exchange, Mechanism, SaslError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping, Sequence
@@ -50,6 +54,8 @@ MAX_BATCH = 8
 MAX_REFUSED = 1000
 # A message in pieces this small is no message: each costs a command, a reply and a look at all that is buffered
 MAX_SMALL_CHUNKS = 1000
+# RFC 4954 9 leaves the number to us: who mistypes has two more, who guesses comes again for each three
+MAX_AUTH_FAILURES = 3
 _SMALL_CHUNK = 512
 _CR, _LF = b"\r\n"  # as numbers: `in` then is one memchr, and nothing else
 
@@ -66,6 +72,8 @@ class ServerSettings:
     max_unknown_recipients: int = 20
     max_line_bytes: int = 8192
     has_tls: bool = False
+    is_submission: bool = False
+    """TLS comes before all else, and AUTH before MAIL; only here there is AUTH."""
     has_recipient_groups: bool = False
     """Not every two recipients may stand in one transaction: those of other routes come in their own."""
 
@@ -97,6 +105,9 @@ class Handler(Protocol):
     def greeted(self, domain: str, *, esmtp: bool) -> None:
         """EHLO or HELO. Answer with `greet`, or with `answer` to refuse."""
 
+    def auth(self, credentials: Credentials) -> None:
+        """The end of an exchange of AUTH. Answer with `answer_auth`: 235 when the client is who it says."""
+
     def mail(self, envelope: Envelope) -> None:
         """MAIL: a transaction wants to begin. Answer with `answer`."""
 
@@ -127,6 +138,7 @@ class _Due(IntEnum):
 
     NOTHING = 0
     GREETED = auto()
+    AUTH = auto()
     MAIL = auto()
     RCPT = auto()
     CONTENT_BEGINS = auto()
@@ -138,6 +150,7 @@ class _State(IntEnum):  # an IntEnum hashes in C
     NEW = auto()  # the banner was not sent
     START = auto()  # no EHLO yet
     READY = auto()  # EHLO was given
+    AUTH = auto()  # the client's next line is its response to a challenge
     MAIL = auto()
     RCPT = auto()  # at least one recipient is accepted
     DATA = auto()
@@ -153,6 +166,7 @@ class _State(IntEnum):  # an IntEnum hashes in C
     _STATE_NEW,
     _STATE_START,
     _STATE_READY,
+    _STATE_AUTH,
     _STATE_MAIL,
     _STATE_RCPT,
     _STATE_DATA,
@@ -162,9 +176,16 @@ class _State(IntEnum):  # an IntEnum hashes in C
     _STATE_TLS,
     _STATE_CLOSED,
 ) = _State
-(_DUE_NOTHING, _DUE_GREETED, _DUE_MAIL, _DUE_RCPT, _DUE_CONTENT_BEGINS, _DUE_CONTENT_ENDS, _DUE_STARTTLS) = (
-    _Due
-)
+(
+    _DUE_NOTHING,
+    _DUE_GREETED,
+    _DUE_AUTH,
+    _DUE_MAIL,
+    _DUE_RCPT,
+    _DUE_CONTENT_BEGINS,
+    _DUE_CONTENT_ENDS,
+    _DUE_STARTTLS,
+) = _Due
 (_PHASE_IDLE, _PHASE_COMMAND, _PHASE_CONTENT, _PHASE_BUSY, _PHASE_CLOSED) = Phase
 _VERB_EHLO, _VERB_HELO, _VERB_DATA, _VERB_QUIT = Verb.EHLO, Verb.HELO, Verb.DATA, Verb.QUIT
 _VERB_RCPT = Verb.RCPT
@@ -174,8 +195,14 @@ INVALID = "invalid"
 
 _CONTENT_STATES = frozenset({_STATE_DATA, _STATE_CHUNK, _STATE_SKIP})
 _TRANSACTION_STATES = frozenset({_STATE_MAIL, _STATE_RCPT, _STATE_DATA, _STATE_BDAT, _STATE_CHUNK})
-_COMMAND_STATES = frozenset({_STATE_START, _STATE_READY, _STATE_MAIL, _STATE_RCPT, _STATE_BDAT})
+_COMMAND_STATES = frozenset({_STATE_START, _STATE_READY, _STATE_AUTH, _STATE_MAIL, _STATE_RCPT, _STATE_BDAT})
 _SILENT_STATES = frozenset({_STATE_NEW, _STATE_TLS, _STATE_CLOSED})
+
+# RFC 3207 4: what a server that requires TLS obeys before; HELO, the older EHLO, leads nowhere either
+_BEFORE_TLS = frozenset({Verb.EHLO, Verb.HELO, Verb.NOOP, Verb.QUIT, Verb.STARTTLS})
+# RFC 4954 4, 6: what wants authentication first
+_BEHIND_AUTH = frozenset({Verb.MAIL, Verb.RCPT, Verb.DATA, Verb.BDAT})
+_MECHANISMS = {mechanism.encode(): mechanism for mechanism in Mechanism}
 
 _NOT_READY_FOR_CONTENT = {
     _STATE_START: reply.HELLO_FIRST,
@@ -194,6 +221,7 @@ class Server:
     __slots__ = (
         "_after_skip",
         "_allow_bare_lf",
+        "_auth_failures",
         "_buffer",
         "_chunk_bytes",
         "_codes",
@@ -202,8 +230,10 @@ class Server:
         "_counted",
         "_due",
         "_errors",
+        "_exchange",
         "_handler",
         "_is_last_chunk",
+        "_is_locked",
         "_long_lines",
         "_offered",
         "_output",
@@ -247,6 +277,9 @@ class Server:
         self._is_last_chunk = False
         self._after_skip = _STATE_START
         self._skip_reply = reply.NO_RECIPIENTS
+        self._is_locked = settings.is_submission  # until the client has authenticated
+        self._exchange: Exchange | None = None
+        self._auth_failures = 0
         self._errors = 0
         self._unknown = 0
         self._commands = 0
@@ -319,6 +352,8 @@ class Server:
             self._output += f"250 {self._settings.hostname}\r\n".encode("ascii")
         else:
             self._offered = extensions.keywords
+            if self._settings.is_submission and self._tls_active:
+                self._offered |= _AUTH
             self._output += _announcement(self._settings, extensions, tls_active=self._tls_active)
         if self._buffer:
             # RFC 2920 3.1: EHLO is the last of a group
@@ -350,6 +385,21 @@ class Server:
             self.close("refused")
         elif answer.code >= 500 and due is not _DUE_CONTENT_ENDS:
             self._count_errors(1)
+
+    def answer_auth(self, answer: Reply, *, close: bool = False) -> None:
+        """Answer `auth`: 235 when the client is who it says; `close`: and end the session."""
+        assert self._due is _DUE_AUTH
+        self._due = _DUE_NOTHING
+        if answer.is_positive:
+            self._is_locked = False
+        self._auth_failures += answer.is_permanent
+        if close:
+            self.close("auth_failures", answer)
+        elif self._auth_failures >= MAX_AUTH_FAILURES:
+            self._say(answer)
+            self.close("auth_failures", reply.TOO_MANY_AUTH_FAILURES)
+        else:
+            self._refuse(answer)
 
     def answer_rcpts(self, answers: Sequence[Reply], *, unknown: int = 0, close: bool = False) -> None:
         """Answer `rcpt`; `unknown` of the recipients do not exist (they count towards a limit of their own)."""
@@ -464,7 +514,9 @@ class Server:
             if end < 0:
                 if self._skipping_line:
                     self._buffer = buffer[-1:]  # it may be the CR of the end
-                elif len(buffer) > MAX_ENVELOPE_LINE:
+                elif len(buffer) > MAX_ENVELOPE_LINE and (
+                    len(buffer) >= MAX_AUTH_LINE or not self._is_of_auth(buffer)
+                ):
                     self._buffer = buffer[-1:]
                     self._skipping_line = True
                     self._too_long()
@@ -477,23 +529,36 @@ class Server:
             if self._skipping_line:
                 self._skipping_line = False
                 continue
-            if end > MAX_LINE - 1 and (
-                end > MAX_ENVELOPE_LINE - 1 or line[:4].upper() not in (b"MAIL", b"RCPT")
-            ):
+            if self._is_of_auth(line):
+                most = MAX_AUTH_LINE
+            else:
+                most = MAX_ENVELOPE_LINE if line[:4].upper() in (b"MAIL", b"RCPT") else MAX_LINE
+            if end > most - 1:
                 self._too_long()
                 if self._state is _STATE_CLOSED:
                     return None
                 continue
             return line[:-1]
 
+    def _is_of_auth(self, line: bytes) -> bool:
+        """Whether a line, or the beginning of one, is a response or the command AUTH: these may be long."""
+        if not self._is_locked:
+            return False
+        return self._state is _STATE_AUTH or line[:5].upper() == b"AUTH "
+
     def _too_long(self) -> None:
         self._long_lines += 1
-        if self._long_lines > 1:
+        if self._state is _STATE_AUTH:
+            self._end_exchange()
+            self._refuse(reply.AUTH_LINE_TOO_LONG)
+        elif self._long_lines > 1:
             self.close("line_too_long", reply.LINE_TOO_LONG)
         else:
             self._refuse(reply.LINE_TOO_LONG)
 
     def _obey(self, line: bytes) -> None:
+        if self._settings.is_submission and self._obey_auth(line):
+            return
         try:
             command = parse_command(line, self._offered, self._smtputf8)
         except CommandError as exc:
@@ -507,7 +572,78 @@ class Server:
                 self._refuse(exc.reply)
             return
         self._counted[command.verb] += 1
+        if self._is_locked and (refusal := self._locked(command.verb)) is not None:
+            if isinstance(command, BdatCommand):
+                # RFC 3030 2: the octets are on their way whatever the reply is
+                self._chunk_bytes = command.size_bytes
+                self._skip_chunk(refusal, self._state)
+            else:
+                self._refuse(refusal)
+            return
         _OBEY[type(command)](self, command)
+
+    def _locked(self, verb: Verb) -> Reply | None:
+        """The refusal of a command for which it is too early, None for others."""
+        if not self._tls_active:
+            return None if verb in _BEFORE_TLS else reply.STARTTLS_FIRST
+        # without EHLO there is no AUTH either
+        return reply.AUTH_FIRST if verb in _BEHIND_AUTH and self._state is _STATE_READY else None
+
+    # --- AUTH: no line of it is remembered anywhere, nor in an error -------------------------------------
+
+    def _obey_auth(self, line: bytes) -> bool:
+        """Whether the line is a part of an exchange or begins one; then it was dealt with."""
+        if self._state is _STATE_AUTH:
+            assert self._exchange is not None
+            self._advance(self._exchange.respond, line)
+        elif line[:4].upper() == b"AUTH" and line[4:5] in (b"", b" "):
+            self._auth(line[5:])
+        else:
+            return False
+        return True
+
+    def _auth(self, argument: bytes) -> None:
+        """RFC 4954 4."""
+        if self._is_only_talking():
+            return
+        word, space, initial = argument.rstrip(b" ").partition(b" ")
+        mechanism = _MECHANISMS.get(word.upper())
+        if not self._tls_active:
+            self._refuse(reply.AUTH_NEEDS_TLS)
+        elif not self._is_locked:
+            self._refuse(reply.AUTH_ALREADY)
+        elif Extension.AUTH not in self._offered:
+            self._refuse(reply.EHLO_FIRST)
+        elif mechanism is None:
+            self._refuse(reply.AUTH_MECHANISM if word else reply.SYNTAX)
+        else:
+            self._exchange = exchange = Exchange(mechanism)
+            self._advance(exchange.begin, initial if space else None)
+
+    def _advance(self, take: Callable[[Any], Challenge | Credentials], said: bytes | None) -> None:
+        """The next step of the exchange, with what the client said."""
+        if self._buffer:
+            # RFC 2920 3.1: a command of an extension is the last of a group, where that does not say otherwise
+            self.close("pipelining", reply.EARLY_TALKER)
+            return
+        try:
+            step = take(said)
+        except SaslError as exc:
+            self._end_exchange()
+            self._refuse(exc.reply)
+            return
+        if isinstance(step, Challenge):
+            self._state = _STATE_AUTH
+            self._codes[334] += 1
+            self._output += step.wire
+            return
+        self._end_exchange()
+        self._due = _DUE_AUTH
+        self._handler.auth(step)
+
+    def _end_exchange(self) -> None:
+        self._exchange = None
+        self._state = _STATE_READY
 
     def _simple(self, command: SimpleCommand) -> None:
         verb = command.verb
@@ -690,6 +826,9 @@ _OBEY: dict[type[Command], Callable[[Server, Any], None]] = {
 }
 
 
+_AUTH = frozenset({Extension.AUTH})
+
+
 @lru_cache(maxsize=1)
 def _banner(hostname: str) -> Reply:
     return Reply(220, "", f"{hostname} ESMTP")
@@ -698,11 +837,14 @@ def _banner(hostname: str) -> Reply:
 @lru_cache(maxsize=64)
 def _announcement(settings: ServerSettings, extensions: Extensions, *, tls_active: bool) -> bytes:
     lines = [settings.hostname, "PIPELINING", f"SIZE {extensions.size}"]
-    lines += sorted(extensions.keywords - {Extension.SIZE})
+    lines += sorted(extensions.keywords - {Extension.SIZE, Extension.AUTH})
     lines += ["ENHANCEDSTATUSCODES", "CHUNKING"]
     # RFC 9422 3: what a client may know beforehand
     groups = " RCPTDOMAINMAX=1" if settings.has_recipient_groups else ""
     lines.append(f"LIMITS RCPTMAX={settings.max_recipients}{groups}")
+    # RFC 4954 4: PLAIN and LOGIN send the password, so only inside TLS
+    if settings.is_submission and tls_active:
+        lines.append(f"AUTH {' '.join(Mechanism)}")
     # RFC 3207 4.2: not announced inside TLS
     if settings.has_tls and not tls_active:
         lines.append("STARTTLS")

@@ -44,7 +44,7 @@ _PATIENCE_S = 30.0
 _MOST_AWAITS = 200
 _CONCURRENT = 50
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_HOOKS = (*(f"on_{stage}" for stage in Stage), "on_outcome", "start", "stop")
+_HOOKS = (*(f"on_{stage}" for stage in Stage), "on_send", "on_outcome", "start", "stop")
 _BODY = "\r\nHello.\r\n"
 
 

@@ -64,6 +64,8 @@ class Client:
     helo: str = "client.example"
     trust: Trust = Trust.UNTRUSTED
     source: AddressSource = AddressSource.SOCKET
+    user: str | None = None
+    """Who it proved to be; with `trust` authenticated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,7 @@ class Harness(Generic[P]):
             self._is_started = True
         who = client if isinstance(client, Client) else Client(client, helo)
         talk = self._gate.open(client_address(who.address), _PORT, source=who.source)
-        talk.session = replace(talk.session, trust=who.trust)
+        talk.session = replace(talk.session, trust=who.trust, user=who.user)
         # cheap, and a message that is not given is the same for all
         content = compose("ann@client.example") if message is None else message
         failures = len(self._pipeline.failures)

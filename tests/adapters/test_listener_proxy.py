@@ -493,8 +493,8 @@ async def test_most_clients_from_one_private_address_are_hidden_clients(world: W
     assert direct[0][0]._conversation.session.address_source is AddressSource.SOCKET
     assert direct[1][1].written.startswith(b"421 "), "limits of others stay"
     assert world.listener.state() == {"hidden_by": "10.0.0.1"}
-    assert world.services.metrics["mxgate_source_hidden"] == 1
-    assert world.services.metrics["mxgate_source_share"] == 1
+    assert world.services.metrics["mxgate_source_hidden", "mx"] == 1
+    assert world.services.metrics["mxgate_source_share", "mx"] == 1
     for connection, _ in (*here, *direct):
         connection.connection_lost(None)
 
@@ -514,8 +514,8 @@ async def test_it_is_told_once_when_it_begins_and_once_when_it_ends(world: World
         ("warning", "client.hidden", {"peer": "10.0.0.1", "share": 1.0}),
         ("info", "client.visible", {"peer": "10.0.0.1", "share": 0.75}),
     ]
-    assert world.services.metrics["mxgate_source_hidden"] == 0
-    assert world.services.metrics["mxgate_source_share"] == 0.75
+    assert world.services.metrics["mxgate_source_hidden", "mx"] == 0
+    assert world.services.metrics["mxgate_source_share", "mx"] == 0.75
     assert world.listener.state() == {"hidden_by": ""}
 
 

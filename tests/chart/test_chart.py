@@ -439,6 +439,15 @@ def test_manifests_of_ones_own_are_templates() -> None:
         (["replicas=3"], "additional properties 'replicas' not allowed"),
         (['image.repository=""'], "'/image/repository': minLength"),
         (["smtps.enabled=true"], "smtps.enabled needs a certificate"),
+        (["submission.enabled=true"], "submission.enabled needs a certificate"),
+        (
+            ["submission.enabled=true", "smtps.enabled=true", 'tls.existingSecret="x"'],
+            "submission.enabled need different ports",
+        ),
+        (
+            ['config.submission={"listen": ["0.0.0.0:587"]}'],
+            "config.submission.listen is set by the chart",
+        ),
         (["tls.certManager.enabled=true"], "missing property 'name'"),
         (["keda.enabled=true"], "'/keda/triggers': minItems"),
         (["keda.enabled=true"], "'/keda/prometheusAddress': minLength"),

@@ -74,7 +74,10 @@ def to_toml(config: Config) -> str:
 
 
 class Gateway:
-    """One running gateway. `address` is its first plain listener, `tls_address` the first of implicit TLS."""
+    """One running gateway. `address` is its first plain listener, `tls_address` the first of implicit TLS.
+
+    `submission` and `submission_tls` are the same of [submission].
+    """
 
     def __init__(
         self,
@@ -89,6 +92,8 @@ class Gateway:
         self._log = self._log_file.open("ab")
         self.address = _listener(config, "server", "listen")
         self.tls_address = _listener(config, "server", "listen_tls")
+        self.submission = _listener(config, "submission", "listen")
+        self.submission_tls = _listener(config, "submission", "listen_tls")
         self._admin = _listener(config, "admin", "listen")
         # its own session: a signal for the test run's group is not one for the gateway
         self.process = subprocess.Popen(
@@ -131,6 +136,10 @@ class Gateway:
     def connect(self, source: str | None = None) -> Client:
         """A raw client, nothing read yet; `source` is its address."""
         return Client(self.address, source=source)
+
+    def submit(self, source: str | None = None) -> Client:
+        """The same for submission."""
+        return Client(self.submission, source=source)
 
     def log(self) -> str:
         """What it wrote to stdout and stderr so far."""
@@ -299,7 +308,7 @@ def _toml_value(value: Value) -> str:
 
 
 def _listener(config: Config, section: str, key: str) -> Address:
-    table = config[section]
+    table = config.get(section, {})
     assert isinstance(table, dict)
     listen = table.get(key, [])
     first = listen[0] if isinstance(listen, list) and listen else listen

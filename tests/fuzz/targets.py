@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gateway.mail import authres
-from gateway.mail.author import AuthorError, author_domain
+from gateway.mail.author import AuthorError, author_domain, authors
 from gateway.mail.message import Header
 from gateway.smtp.address import AddressError, Domain, parse_forward_path, parse_reverse_path
 from gateway.smtp.command import CommandError, Extension, parse_command
 from gateway.smtp.proxy_protocol import ProxyHeaderError, read_header
+from gateway.smtp.sasl import Challenge, Exchange, Mechanism, SaslError, prepared
 from policies.verify.arc.sets import ChainError, read_sets
 from policies.verify.arc.trust import claims
 from policies.verify.dkim.signature import parse_signatures
@@ -66,8 +67,13 @@ def arc(octets: bytes) -> None:
 
 def author(octets: bytes) -> None:
     field = b"From:%b\r\n" % octets
+    domain = None
     with suppress(AuthorError):
-        author_domain(Header(field, len(field)))
+        domain = author_domain(Header(field, len(field)))
+    with suppress(AuthorError):
+        found = {each.domain for each in authors(Header(field, len(field)))}
+        # both read a field alike
+        assert domain is None or found == {domain}
 
 
 def authentication_results(octets: bytes) -> None:
@@ -98,6 +104,16 @@ def dmarc_record(octets: bytes) -> None:
 def proxy_header(octets: bytes) -> None:
     with suppress(ProxyHeaderError):
         read_header(octets)
+
+
+def sasl(octets: bytes) -> None:
+    for mechanism in Mechanism:
+        with suppress(SaslError):
+            exchange = Exchange(mechanism)
+            step = exchange.begin(octets)
+            while isinstance(step, Challenge):
+                step = exchange.respond(octets)
+            assert not step.user or prepared(step.user) == step.user
 
 
 def spf_record(octets: bytes) -> None:
@@ -209,6 +225,7 @@ TARGETS = {
             CUT + b"EHLO c\r\nSTARTTLS\r\nEHLO c\r\nVRFY x\r\nRSET\r\n",
         ),
     ),
+    "sasl": Target(sasl, (b"AGFubgBzZWNyZXQ=", b"YW5uAGFubgBzZWNyZXQ=", b"=", b"*", b"w7xhAMO8AMO8")),
     "spf": Target(
         spf_record,
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
@@ -307,6 +308,20 @@ def test_xclient_of_a_client_before_helo_on_ipv6() -> None:
     assert xclient_command(client, frozenset(("ADDR", "HELO", "PROTO"))) == (
         b"XCLIENT ADDR=IPV6:2001:db8::7 PROTO=SMTP HELO=[UNAVAILABLE]\r\n"
     )
+
+
+def test_xclient_says_who_has_authenticated() -> None:
+    command = xclient_command(replace(CLIENT, user="ann+a=b c@example.org"), XCLIENT)
+    assert b" LOGIN=ann+2Ba+3Db+20c@example.org" in command
+
+
+@pytest.mark.parametrize(
+    ("user", "offered"),
+    [("ann", XCLIENT - {"LOGIN"}), ("j\u00fcrgen", XCLIENT), ("a\nb", XCLIENT), ("x" * 256, XCLIENT)],
+)
+def test_nobody_else_is_named_where_the_user_cannot_be(user: str, offered: frozenset[str]) -> None:
+    with pytest.raises(ValueError, match="LOGIN"):
+        xclient_command(replace(CLIENT, user=user), offered)
 
 
 @pytest.mark.parametrize("offered", [frozenset[str](), XCLIENT - {"ADDR"}])

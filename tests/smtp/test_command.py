@@ -365,7 +365,6 @@ def test_bad_value_or_duplicate_of_a_mail_parameter_is_refused(parameter: str) -
     [
         "FOO",
         "FOO=bar",
-        "AUTH=<>",
         "NOTIFY=NEVER",
         "=",
         "=1",

@@ -15,6 +15,7 @@ from gateway.smtp import reply
 from gateway.smtp.command import Extension
 from gateway.smtp.content import Fault
 from gateway.smtp.reply import Reply
+from gateway.smtp.sasl import Credentials
 from gateway.smtp.server import MAX_REFUSED, MAX_SMALL_CHUNKS, Extensions, Phase, Server, ServerSettings
 
 SETTINGS = ServerSettings("mx.example.org", max_message_bytes=5000, max_recipients=5, has_tls=True)
@@ -46,6 +47,10 @@ class Driver:
 
     def greeted(self, domain: str, *, esmtp: bool) -> None:
         self.server.greet(OFFERED if esmtp else None)
+
+    def auth(self, credentials: Credentials) -> None:
+        is_right = (credentials.user, credentials.password) == ("ann@example.org", "secret")
+        self.server.answer_auth(reply.AUTH_OK if is_right else reply.AUTH_REFUSED)
 
     def mail(self, envelope: Envelope) -> None:
         denied = envelope.mail_from is not None and envelope.mail_from.local == "denied"

@@ -195,7 +195,11 @@ class Opener:
             raise NoConnectionError("identity", "XCLIENT is not offered to us")
         if client is None:
             return
-        await self._as_client(connection, xclient_command(client, offered), deadline)
+        try:
+            command = xclient_command(client, offered)
+        except ValueError as exc:
+            raise NoConnectionError("identity", str(exc), is_about_client=True) from exc
+        await self._as_client(connection, command, deadline)
         hello = ehlo_as_client(client, self._hostname)
         if self._is_lmtp:
             hello = hello.replace(b"EHLO", b"LHLO", 1)

@@ -33,7 +33,7 @@ _EARLY_S = 0.005
 
 # Whom a connection belongs to where the downstream was told the client; None: to everybody.
 _OWNERS: dict[Identity, Callable[[Session], Hashable]] = {
-    Identity.XCLIENT: lambda session: (session.client, session.helo, session.esmtp),
+    Identity.XCLIENT: lambda session: (session.client, session.helo, session.esmtp, session.user),
     Identity.PROXY_V2: lambda session: session.client,
 }
 

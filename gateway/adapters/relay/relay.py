@@ -312,5 +312,5 @@ def _key(route: Route, session: Session, rcpt: Recipient) -> Hashable:
     """What the cache knows a recipient by."""
     mailbox = rcpt.mailbox
     if route.is_personal:
-        return route.name, mailbox.local, mailbox.domain, session.client
+        return route.name, mailbox.local, mailbox.domain, session.client, session.user
     return route.name, mailbox.local, mailbox.domain

@@ -139,6 +139,17 @@ redis
 {{- if and .Values.smtps.enabled (not (include "mxgate.hasTls" .)) -}}
 {{- fail "smtps.enabled needs a certificate: tls.existingSecret or tls.certManager.enabled" -}}
 {{- end -}}
+{{- if and .Values.submission.enabled (not (include "mxgate.hasTls" .)) -}}
+{{- fail "submission.enabled needs a certificate: tls.existingSecret or tls.certManager.enabled" -}}
+{{- end -}}
+{{- if and .Values.submission.enabled .Values.smtps.enabled (eq (int .Values.service.smtpsPort) (int .Values.service.submissionsPort)) -}}
+{{- fail "smtps.enabled and submission.enabled need different ports: service.smtpsPort and service.submissionsPort" -}}
+{{- end -}}
+{{- range $key := list "listen" "listen_tls" -}}
+{{- if hasKey ($.Values.config.submission | default dict) $key -}}
+{{- fail (printf "config.submission.%s is set by the chart: use the value submission.enabled" $key) -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.autoscaling.enabled .Values.keda.enabled -}}
 {{- fail "autoscaling.enabled and keda.enabled exclude each other" -}}
 {{- end -}}
@@ -158,13 +169,20 @@ redis
 {{- $config := deepCopy .Values.config -}}
 {{- $listen := list -}}
 {{- $listenTls := list -}}
+{{- $submission := list -}}
+{{- $submissions := list -}}
 {{- range .Values.podAddresses -}}
+{{- $submission = append $submission (include "mxgate.address" (dict "host" . "port" 5870)) -}}
+{{- $submissions = append $submissions (include "mxgate.address" (dict "host" . "port" 4651)) -}}
 {{- $listen = append $listen (include "mxgate.address" (dict "host" . "port" 2525)) -}}
 {{- $listenTls = append $listenTls (include "mxgate.address" (dict "host" . "port" 4650)) -}}
 {{- end -}}
 {{- $_ := set $config.server "listen" $listen -}}
 {{- if .Values.smtps.enabled -}}
 {{- $_ = set $config.server "listen_tls" $listenTls -}}
+{{- end -}}
+{{- if .Values.submission.enabled -}}
+{{- $_ = set $config "submission" (merge (dict "listen" $submission "listen_tls" $submissions) ($config.submission | default dict)) -}}
 {{- end -}}
 {{- if .Values.proxyProtocol.enabled -}}
 {{- $_ = set $config.server "proxy_protocol_from" .Values.proxyProtocol.trustedRanges -}}

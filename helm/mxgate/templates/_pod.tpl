@@ -98,6 +98,12 @@ spec:
         - name: smtps
           containerPort: 4650
         {{- end }}
+        {{- if .Values.submission.enabled }}
+        - name: submission
+          containerPort: 5870
+        - name: submissions
+          containerPort: 4651
+        {{- end }}
         - name: admin
           containerPort: 9464
       startupProbe:
