@@ -247,9 +247,9 @@ def check_config(given: Given, as_json: bool) -> int:  # noqa: FBT001 - click pa
         "listen_tls": [str(address) for address in config.server.listen_tls],
         "domains": [*config.relay.domains],
         "routes": [
-            f"{', '.join(route.domains) or 'quarantine'} to "
+            f"{', '.join(route.domains) or ('submission' if name == config.submission.route else 'quarantine')} to "
             + ", else ".join(", ".join(map(str, group)) for group in route.downstream)
-            for route in config.relay.routes
+            for name, route in config.relay.named_routes
         ],
         "policies": [each.name for each in planned],
         "submission": [str(each) for each in (*config.submission.listen, *config.submission.listen_tls)],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+import trustme
 from click.testing import CliRunner, Result
 
 from gateway import __version__
@@ -395,3 +396,33 @@ def test_a_reader_that_goes_away_gets_no_traceback() -> None:
         check=False,
     )
     assert process.stderr == ""
+
+
+def test_submission_has_its_own_part_in_what_commands_say(file: Path, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("mx.example.org")
+    certificate.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "tls.pem"))
+    written = file.read_text("utf-8")
+    added = (
+        '[[relay.routes]]\nname = "out"\ndomains = []\ndownstream = ["192.0.2.5:587"]\n'
+        '[submission]\nlisten = ["0.0.0.0:587"]\nroute = "out"\nauth.address = "unix:/run/auth"\n'
+        f'[server.tls]\ncert_file = "{tmp_path}/tls.pem"\nkey_file = "{tmp_path}/tls.pem"\n'
+        '[state]\nurl = "memory:"\n'
+    )
+    file.write_text(written + added, "utf-8")
+
+    checked = run("check-config", "--config", file)
+    assert checked.exit_code == 0, checked.output
+    assert "submission 0.0.0.0:587; submission policies relay_guard, sender_login" in checked.stdout
+    assert "submission to 192.0.2.5:587" in checked.stdout
+    plan = run("plan", "--config", file).stdout.partition("\nsubmission:\n")
+    assert "spf" in plan[0]
+    assert "spf" not in plan[2]
+    assert "sender_login" in plan[2]
+    shown = json.loads(run("plan", "--json", "--config", file).stdout)
+    assert [each["name"] for each in shown["submission"]["policies"]] == ["relay_guard", "sender_login"]
+
+    file.write_text(written + added + "[submission.policy.dkim_sign]\n", "utf-8")
+    checked = run("check-config", "--config", file)
+    assert checked.exit_code == 78
+    assert "submission.policy.dkim_sign" in checked.output
