@@ -352,7 +352,7 @@ def test_it_fails_for_what_it_is_about(bad: type[Policy[Any]], test: Test) -> No
 
 @pytest.mark.parametrize("bad", [Raises, SaysNothing, QuarantinesEarly, Forges, Hangs, WatchRaises])
 def test_what_fails_on_any_mail_is_told_with_its_name(bad: type[Policy[Any]]) -> None:
-    with pytest.raises(PolicyFailedError, match="^bad failed at "):
+    with pytest.raises(PolicyFailedError, match=r"^bad failed at "):
         contract_of(bad).test_takes_the_null_reverse_path()
 
 
