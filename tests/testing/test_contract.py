@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from gateway.api import (
+    AddField,
     HttpError,
     NoSettings,
     Policy,
     Question,
+    Recipient,
     Reply,
     RRType,
     Services,
@@ -22,11 +24,13 @@ from gateway.api import (
     StoreError,
     Transaction,
     Verdict,
+    Watch,
     ask,
     proceed,
+    quarantine,
     reject,
 )
-from gateway.testing import PolicyContract
+from gateway.testing import PolicyContract, PolicyFailedError
 from policies.arc import Arc
 from policies.dkim import Dkim
 from policies.dmarc import Dmarc
@@ -259,6 +263,39 @@ class Blocks(Bad):
         return proceed()
 
 
+class Raises(Bad):
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        raise LookupError(tx.id)
+
+
+class SaysNothing(Bad):
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        return None  # type: ignore[return-value]
+
+
+class QuarantinesEarly(Bad):
+    async def on_mail(self, tx: Transaction) -> Verdict:
+        return quarantine("early")
+
+
+class Forges(Bad):
+    async def on_eom(self, tx: Transaction) -> Verdict:
+        return proceed(edits=[AddField("From", "forged@example.org")])
+
+
+class Hangs(Bad):
+    timeout_s = 0.05
+
+    async def on_rcpt(self, tx: Transaction, rcpt: Recipient) -> Verdict:
+        await asyncio.Event().wait()
+        return proceed()
+
+
+class WatchRaises(Bad):
+    def on_header(self, tx: Transaction) -> Watch | None:
+        raise KeyError(tx.id)
+
+
 class LeavesTasksBehind(Bad):
     async def start(self) -> None:
         self.task = asyncio.create_task(asyncio.sleep(3600))
@@ -311,6 +348,12 @@ Test = Callable[[PolicyContract], None]
 def test_it_fails_for_what_it_is_about(bad: type[Policy[Any]], test: Test) -> None:
     with pytest.raises(AssertionError):
         test(contract_of(bad))
+
+
+@pytest.mark.parametrize("bad", [Raises, SaysNothing, QuarantinesEarly, Forges, Hangs, WatchRaises])
+def test_what_fails_on_any_mail_is_told_with_its_name(bad: type[Policy[Any]]) -> None:
+    with pytest.raises(PolicyFailedError, match=r"^bad failed at "):
+        contract_of(bad).test_takes_the_null_reverse_path()
 
 
 def test_each_test_of_the_suite_is_seen_to_fail() -> None:
