@@ -17,17 +17,19 @@ from typing import Any, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
 from gateway import plugins
 from gateway.adapters.metrics import Definition, Family, ProcessMetrics
-from gateway.app import Worker
+from gateway.app import Worker, views
 from gateway.channel import Drain, channel_sockets, open_channel
 from gateway.config import Config, load
 from gateway.connection_counts import lone_counts
 from gateway.generation import Generation
+from gateway.listening import Sockets
 from gateway.overview import Overview
+from gateway.session import Role
 from gateway.workers import Workers
 
 # Nobody answers there: port 9 is discard, and nothing has to answer before the drain.
@@ -37,6 +39,8 @@ _SETTINGS = {
     "dnsbl": 'policy.dnsbl.settings.lists=[{zone="bl.example.org"}]',
     "http_hook": 'policy.http_hook.settings.url="http://127.0.0.1:9/"',
 }
+# Policies of submission alone.
+_PREFIX = {"dkim_sign": "submission.", "sender_login": "submission."}
 # Labels of one value for each thing of the operator's or of the plan; what counts as bound is only an example.
 OPEN_LABELS = frozenset(
     {"code", "hash", "host", "policy", "process", "python", "reason", "route", "stage", "version"}
@@ -93,20 +97,22 @@ class Silence:
 
 
 async def _begin_and_end(config: Config, metrics: ProcessMetrics) -> None:
-    planned = plugins.plan(config)
+    planned = [(view, plugins.plan(view)) for view in views(config)]
     ours, theirs = channel_sockets()
     ended = asyncio.Event()
     channel = await open_channel(ours, on_message=lambda _: None, on_close=lambda _: ended.set())
     with socket.create_server(("127.0.0.1", 0)) as plain, socket.create_server(("127.0.0.1", 0)) as implicit:
         channel.send(Drain())
-        await Worker(config, planned, Silence(), metrics).run([plain], [implicit], theirs, lone_counts())
+        sockets = {Role.MX: Sockets((plain,), (implicit,))}
+        counts = {role: lone_counts() for role in Role}
+        await Worker(config, planned, Silence(), metrics).run(sockets, theirs, counts)
     await ended.wait()
 
 
 def _config(directory: Path) -> Config:
     certificate, key = _certificate(directory)
     own = distribution("mxgate").entry_points.select(group="gateway.policies")
-    policies = [f'policy.{each.name}.mode="enforce"' for each in own]
+    policies = [f'{_PREFIX.get(each.name, "")}policy.{each.name}.mode="enforce"' for each in own]
     return load(
         None,
         environ={},
@@ -116,7 +122,12 @@ def _config(directory: Path) -> Config:
             f'server.tls.key_file="{key}"',
             f'server.spool_dir="{directory}"',
             'relay.domains=["example.org"]',
-            f'relay.routes=[{{downstream=["{_NOWHERE}"]}}]',
+            f'relay.routes=[{{downstream=["{_NOWHERE}"]}},{{name="out",domains=[],downstream=["{_NOWHERE}"]}}]',
+            'submission.listen=["127.0.0.1:587"]',
+            'submission.route="out"',
+            'submission.auth.backend="dovecot"',
+            'submission.auth.address="unix:/nowhere"',
+            f'submission.policy.dkim_sign.settings.keys=[{{domain="example.org",selector="s",key_file="{key}"}}]',
             f'dns.nameservers=["{_NOWHERE}"]',
             'state.url="memory:"',
             *policies,
@@ -130,7 +141,7 @@ def _generation(config: Config) -> Generation:
 
 
 def _certificate(directory: Path) -> tuple[Path, Path]:
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = rsa.generate_private_key(65537, 2048)  # of TLS, and what dkim_sign takes
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mx.example.org")])
     now = datetime.now(UTC)
     certificate = (

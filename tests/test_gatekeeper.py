@@ -16,7 +16,7 @@ from gateway.gatekeeper import Answer, GatekeeperSettings, RcptAnswers, _ByReaso
 from gateway.mail.body import Spool
 from gateway.policy import Outcome
 from gateway.relaying import Delivery, Offer
-from gateway.session import Envelope, Trust
+from gateway.session import Envelope, Role, Trust
 from gateway.smtp import reply
 from gateway.smtp.command import Extension
 from gateway.smtp.content import Fault, stuff
@@ -101,13 +101,15 @@ async def test_who_decided_and_why_is_counted_with_the_action() -> None:
     await talk.rcpt([rcpt("b@example.org")])
     talk.reset()
     metrics = world.services.metrics
-    assert metrics.of("mxgate_recipients_total") == {("rejected", "says", "taste"): 1}
-    assert metrics.of("mxgate_transactions_total") == {("rejected", "says", "taste"): 1}
+    assert metrics.of("mxgate_recipients_total") == {("rejected", "says", "taste", "mx"): 1}
+    assert metrics.of("mxgate_transactions_total") == {("rejected", "says", "taste", "mx"): 1}
 
 
 def test_a_policy_that_makes_reasons_up_fills_no_memory() -> None:
     metrics = ProcessMetrics()
-    counted = _ByReason(metrics.counters("mxgate_x_total", "X", ("action", "policy", "reason")))
+    counted = _ByReason(
+        metrics.counters("mxgate_x_total", "X", ("action", "policy", "reason", "role")), Role.MX
+    )
     for number in range(2000):
         counted["rejected", "odd", f"made_up_{number}"].inc()
     (family,) = metrics.families()

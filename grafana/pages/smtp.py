@@ -128,9 +128,28 @@ _TLS = Row(
     ),
 )
 
+_SUBMISSION = Row(
+    "Submission",
+    (
+        Panel(
+            "Connections by role",
+            "Those of the MX and those of submission that were served.",
+            "ops",
+            (Query(rate("mxgate_connections_total", "role", 'outcome="served"'), "{{role}}"),),
+        ),
+        Panel(
+            "Attempts to authenticate",
+            "Refused: a wrong password. Limited: too many of them before. Unavailable: the back-end or the store could not "
+            "say. Where submission is off: nothing.",
+            "ops",
+            (Query(rate("mxgate_auth_attempts_total", "outcome"), "{{outcome}}"),),
+        ),
+    ),
+)
+
 SMTP = Dashboard(
     "mxgate-smtp",
     "mxgate / SMTP",
     "Connections, commands, replies and TLS.",
-    (_CONNECTIONS, _DIALOGUE, _TLS),
+    (_CONNECTIONS, _DIALOGUE, _TLS, _SUBMISSION),
 )

@@ -32,7 +32,7 @@ from grafana.rules import Alert, Windows, alerts
 from tests.e2e.certificates import Tls, issue
 from tests.e2e.client import Client
 from tests.e2e.downstream import Downstream
-from tests.e2e.gateway import Gateway, config_for
+from tests.e2e.gateway import Gateway, config_for, route
 from tests.e2e.net import LOOPBACK, free_port, wait_until
 from tests.e2e.prometheus import Prometheus
 from tests.e2e.redis import RedisServer
@@ -222,7 +222,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                     "spool_dir": str(spool),
                     "spool_memory_bytes": 65536,
                 },
-                "relay": {"connect_timeout_s": 1, "reply_timeout_s": 1, "final_timeout_s": 1},
+                "relay": {
+                    "connect_timeout_s": 1,
+                    "reply_timeout_s": 1,
+                    "final_timeout_s": 1,
+                    "routes": [route(downstream.address), route(downstream.address, domains=[], name="out")],
+                },
+                "submission": {
+                    "listen": [f"{LOOPBACK}:{free_port()}"],
+                    "route": "out",
+                    "auth": {"backend": "dovecot", "address": f"unix:{directory}/nobody"},
+                },
                 "dns": {"nameservers": [f"{LOOPBACK}:{unbound.address[1]}"], "timeout_s": 0.3},
                 "state": {"url": redis.url},
                 "admin": {"listen": admin},

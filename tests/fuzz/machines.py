@@ -36,6 +36,7 @@ from gateway.smtp.client import (
 from gateway.smtp.command import Extension
 from gateway.smtp.content import BdatDecoder, DataDecoder, Fault
 from gateway.smtp.reply import Reply
+from gateway.smtp.sasl import Credentials
 from gateway.smtp.server import Extensions, Server, ServerSettings
 
 CUTS = 4
@@ -73,6 +74,9 @@ class _Session:
     def greeted(self, domain: str, *, esmtp: bool) -> None:
         assert not set(domain) & set("\r\n\0")
         self.server.greet(OFFERED if esmtp else None)
+
+    def auth(self, credentials: Credentials) -> None:
+        raise AssertionError(f"the MX never offers AUTH, and took it of {credentials.user!r}")
 
     def mail(self, envelope: Envelope) -> None:
         assert not set(str(envelope.mail_from)) & set("\r\n\0<> ") or '"' in str(envelope.mail_from)

@@ -28,7 +28,7 @@ class Driver:
     """Answers at once; TLS takes no time."""
 
     def __init__(self, *, tls: bool = True, settings: ServerSettings = SETTINGS, waits: bool = False) -> None:
-        self.server = Server(settings, self, defaultdict(int), tls_active=tls)
+        self.server = Server(settings, self, defaultdict(int), defaultdict(int), tls_active=tls)
         self.closed = ""
         self.asked: list[Credentials] = []
         self.mails = 0
