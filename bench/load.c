@@ -341,9 +341,10 @@ static double percentile_ms(const double *sorted_s, int percent) {
     return accepted ? sorted_s[(accepted - 1) * percent / 100] * 1e3 : 0;
 }
 
-/* For how long epoll may wait: until the next message is due, or a second. */
+/* For how long epoll may wait: until the next message is due, or a second; so long, too, if no connection is free for it. */
 static int patience_ms(void) {
     double next_s = now_s() + 1;
+    if (open_connections == at_once) return 1000;
     if (rate > 0 && started < messages && due_s < next_s) next_s = due_s;
     if (again_first < again_last && again[again_first % messages].due_s < next_s) next_s = again[again_first % messages].due_s;
     double wait_s = next_s - now_s();

@@ -3,7 +3,7 @@
 The real gateway with everything on (SPF, DKIM, ARC, DMARC, greylist, metrics, log; warm DNS) runs under callgrind,
 which counts the instructions of its worker, in a few rounds of signed messages, one connection after the other.  So
 does a fixed piece of pure Python (workload.py).  The ratio of both is compared with the one in smoke.json: above it by
-more than 10 % is a failure.
+more than 15 % is a failure.
 
 Why instructions: unlike time they hardly depend on what else the machine does (docs/performance.md has what was
 measured).  What an idle gateway does each second is counted first and taken off; the rest of the noise is in when
@@ -35,7 +35,7 @@ from bench.workload import UNITS
 FAILED = 1
 REFERENCE = Path(__file__).with_name("smoke.json")
 WORKLOAD = Path(__file__).with_name("workload.py")
-BOUND = 1.10
+BOUND = 1.15
 ROUNDS = 3
 DOMAINS, MESSAGES = 40, 80
 START_TIMEOUT_S = 180.0

@@ -84,6 +84,7 @@ class Soak:
     minutes: float
     capacity_per_s: float
     rate_per_s: float
+    messages: int
     sent: Sent
     ledger: Ledger
     kills: int
@@ -161,6 +162,7 @@ def gates(soak: Soak) -> tuple[Gate, ...]:
     # while a reload has two generations of workers, memory says nothing
     settled = [one for one in soak.samples if one.processes <= 1 + WORKERS]
     return (
+        Gate("messages that never got through", soak.messages - soak.ledger.accepted, 0),
         Gate("messages accepted with 250 and not stored", len(soak.ledger.lost), 0),
         Gate("messages stored twice without a broken connection", len(soak.ledger.doubled), 0),
         Gate("connections refused, and replies 4xx or 5xx", sum(soak.ledger.turned.values()), 0),
@@ -264,6 +266,7 @@ def _soak(minutes: float, rate: float, disturb_s: float, mxgate: str) -> Soak:
         minutes,
         capacity,
         rate,
+        load.messages,
         sent,
         ledger,
         len(disturbed.kills_s),

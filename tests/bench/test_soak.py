@@ -14,7 +14,8 @@ CLEAN = Ledger(100, 100, (), (), 0, {}, 0, {})
 
 def soak(ledger: Ledger = CLEAN, samples: tuple[Sample, ...] = (), **changes: int) -> Soak:
     faults = {"failed_reloads": 0, "tracebacks": 0, **changes}
-    return Soak(10.0, 200.0, 140.0, SENT, ledger, 30, 30, samples, **faults)
+    messages = ledger.accepted + faults.pop("stuck", 0)
+    return Soak(10.0, 200.0, 140.0, messages, SENT, ledger, 30, 30, samples, **faults)
 
 
 def missed(one: Soak) -> list[str]:
@@ -100,3 +101,8 @@ def test_a_short_soak_loses_nothing() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok      messages accepted with 250 and not stored: 0.00" in done.stdout
+
+
+@pytest.mark.parametrize("stuck", [0, 1])
+def test_messages_that_never_got_through_are_a_fault(stuck: int) -> None:
+    assert missed(soak(stuck=stuck)) == ["messages that never got through"] * stuck

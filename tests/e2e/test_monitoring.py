@@ -226,7 +226,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                     "connect_timeout_s": 1,
                     "reply_timeout_s": 1,
                     "final_timeout_s": 1,
-                    "routes": [route(downstream.address), route(downstream.address, domains=[], name="out")],
+                    "routes": [
+                        route([downstream.address]),
+                        route([downstream.address], domains=[], name="out"),
+                    ],
                 },
                 "submission": {
                     "listen": [f"{LOOPBACK}:{free_port()}"],
