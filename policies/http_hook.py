@@ -193,6 +193,7 @@ def question(
             "esmtp": session.esmtp,
             "tls": None if tls is None else {"version": tls.version, "cipher": tls.cipher},
             "trust": session.trust,
+            "user": session.user,
         },
     }
     if tx is None:

@@ -1,7 +1,7 @@
-"""rate_limit: how much mail may come from a network, of a sender's domain, or for a recipient, in some time.
+"""rate_limit: how much mail may come from a network, of a sender's domain, of a user, or for a recipient, in some time.
 
     [[policy.rate_limit.settings.limits]]
-    per = "client"          # or "sender", "recipient"
+    per = "client"          # or "sender", "user", "recipient"
     count = 100
     within_s = 3600
     burst = 20              # how many at once; `count` unless set
@@ -13,6 +13,7 @@ slowed down before it gets there. What one limit refuses is no burden on the oth
 
 A sender is the organisational domain that SPF proved, so that a provider's many addresses share one bucket and nobody
 can empty it in another's name; without proof it is the domain that was given, together with the client's network.
+A user is who has authenticated at submission, however the name is written; who has not is not counted.
 While clients are hidden behind a balancer's address only what does not depend on it is counted. While the store is out
 of reach, `[state] on_outage` decides.
 """
@@ -55,12 +56,14 @@ class Per(StrEnum):
 
     CLIENT = "client"
     SENDER = "sender"
+    USER = "user"
     RECIPIENT = "recipient"
 
 
 _WHAT = {
     Per.CLIENT: "from your network",
     Per.SENDER: "of this sender's domain",
+    Per.USER: "of yours",
     Per.RECIPIENT: "for this recipient",
 }
 
@@ -69,7 +72,7 @@ _WHAT = {
 class Limit:
     """One limit. Raises ValueError for what is none."""
 
-    per: Per = field(metadata={"doc": "what is counted: `client`, `sender` or `recipient`"})
+    per: Per = field(metadata={"doc": "what is counted: `client`, `sender`, `user` or `recipient`"})
     count: int = field(metadata={"doc": "recipients that are let through in `within_s`"})
     within_s: float = field(default=3600.0, metadata={"doc": "the time that `count` is for, up to 31 days"})
     burst: int = field(default=0, metadata={"doc": "how many of them at once; 0: all of them"})
@@ -167,6 +170,9 @@ class RateLimit(Policy[RateLimitSettings]):
                 return self._network(tx.session)
             case Per.SENDER:
                 return self._sender(tx)
+            case Per.USER:
+                # the back-end `downstream` has the name as the client wrote it
+                return tx.session.user and tx.session.user.casefold()
             case Per.RECIPIENT:
                 return f"{rcpt.mailbox.local_value.lower()}@{rcpt.mailbox.domain}"
 

@@ -166,6 +166,8 @@ class Rspamd(Policy[RspamdSettings]):
             confirmed = await self.services.dns.run(confirm(session.client), tx, timeout_s=_NAME_TIMEOUT_S)
             if confirmed.result is Result.PASS:
                 told.append(("Hostname", _word(confirmed.name)))
+        if session.user is not None:
+            told.append(("User", _line(session.user)))
         if session.tls is not None:
             told += [("TLS-Version", session.tls.version), ("TLS-Cipher", session.tls.cipher)]
         mail_from = tx.envelope.mail_from

@@ -104,7 +104,7 @@ async def test_the_log_and_the_metrics_tell_the_role_and_the_user() -> None:
     await left(world, b"From: a@example.org\r\n\r\n")
     line = world.lines[-1][1]
     assert (line["role"], line["user"]) == ("submission", "ann@example.org")
-    assert world.services.metrics["mxgate_transactions_total", "accepted", "submission"] == 1
+    assert world.services.metrics["mxgate_transactions_total", "accepted", "", "", "submission"] == 1
 
 
 @pytest.mark.parametrize("stage", [Stage.CONNECT, Stage.EHLO])
@@ -363,7 +363,7 @@ def test_the_configurations_of_the_docs_are_accepted(tmp_path: Path) -> None:
     )
     file.write_text(common + first + "".join(policies))
     planned = {each.name: each.settings for each in plan(load(file, environ={}).for_submission())}
-    assert list(planned) == ["relay_guard", "sender_login", "dkim_sign"]
+    assert list(planned) == ["relay_guard", "sender_login", "rate_limit", "dkim_sign"]
     assert isinstance(planned["dkim_sign"], DkimSignSettings)
     assert [each.selector for each in planned["dkim_sign"].keys] == ["2026a", "2026e"]
     file.write_text(common + first[: first.index("[submission.auth]")] + downstream)

@@ -65,6 +65,7 @@ def test_it_is_asked_at_the_stages_of_the_settings_and_told_what_is_known() -> N
         "esmtp": True,
         "tls": None,
         "trust": "untrusted",
+        "user": None,
     }
     assert mail["envelope"] == {
         "mail_from": "ann@client.example",

@@ -107,6 +107,20 @@ def test_a_name_that_is_not_proved_counts_for_its_network_alone() -> None:
         assert codes(harness, 1, client="192.0.2.1", mail_from="") == [450]
 
 
+def test_a_user_is_counted_wherever_he_is_and_however_he_writes_his_name() -> None:
+    def user(client: str, name: str | None) -> Client:
+        return Client(client, trust=Trust.AUTHENTICATED if name else Trust.UNTRUSTED, user=name)
+
+    with Harness(RateLimit, limits(Limit(Per.USER, 2))) as harness:
+        assert codes(harness, 1, client=user("192.0.2.1", "ann@example.org")) == [250]
+        assert codes(harness, 1, client=user("198.51.100.1", "Ann@Example.org")) == [250]
+        played = harness.deliver(client=user("2001:db8::1", "ann@example.org"))
+        assert str(played.replies[1]).startswith("450 4.7.1 Too much mail of yours now")
+        assert codes(harness, 1, client=user("192.0.2.1", "eve@example.org")) == [250]
+        # nobody has authenticated on port 25
+        assert codes(harness, 9, client=user("192.0.2.1", None)) == [250] * 9
+
+
 def test_a_recipient_is_counted_whoever_sends_and_in_any_case() -> None:
     with Harness(RateLimit, limits(Limit(Per.RECIPIENT, 2))) as harness:
         assert codes(harness, 1, client="192.0.2.1", rcpts=["bob@example.org"]) == [250]
