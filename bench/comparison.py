@@ -63,6 +63,7 @@ QUICK = (
 ROUNDS, QUICK_ROUNDS = 5, 2
 LATENCY_ROUNDS = 3
 LIMIT_S = 900.0
+LATENCY, OWN = "latency", "own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +81,21 @@ def main(arguments: Sequence[str]) -> int:
     """Measure and print; the exit code."""
     options = _parse(arguments)
     begun = time.monotonic()
-    try:
-        lab = Lab.find(options.mxgate)
-    except CannotRun as error:
-        return _without_lab(options, str(error))
-    found = _measure(lab, options)
+    found = Found()
+    lab = None
+    if set(options.only) != {OWN}:
+        try:
+            lab = Lab.find(options.mxgate)
+        except CannotRun as error:
+            what = "all that needs the peers' verification"
+            if options.only:  # then it was asked for
+                found.failures.append(f"{what}: {error}")
+            else:
+                found.left_out[what] = str(error)
+    if lab:
+        _measure_in(lab, found, options)
+    if not options.only or OWN in options.only:
+        _measure_own(found, options)
     took_s = time.monotonic() - begun
     when = time.strftime("%d %B %Y")
     print(
@@ -93,7 +104,7 @@ def main(arguments: Sequence[str]) -> int:
         f"only they mean something, and only within this run.\n"
         f"{when}, {took_s:.0f} s, CPython {platform.python_version()}.\n"
     )
-    _print(found, is_whole=not (options.is_quick or options.only))
+    _print(found, is_whole=bool(lab) and not (options.is_quick or options.only))
     if options.json_path:
         report = {
             "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -102,7 +113,11 @@ def main(arguments: Sequence[str]) -> int:
         }
         report["gates"] = [asdict(gate) | {"is_reached": gate.is_reached} for gate in _gates(found)]
         options.json_path.write_text(json.dumps(report, indent=1, default=str) + "\n")
-    return FAILED if found.failures else 0
+    code = FAILED if found.failures else 0
+    if lab is None and not options.only:
+        print()
+        code |= forward.main([*(["--quick"] if options.is_quick else []), "--mxgate", options.mxgate])
+    return code
 
 
 def _parse(arguments: Sequence[str]) -> Options:
@@ -117,7 +132,7 @@ def _parse(arguments: Sequence[str]) -> Options:
     parser.add_argument("--only", default="", metavar="A,B", help="scenarios by name; also latency, own")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's figures")
     given = parser.parse_args(arguments)
-    names = {each.name for each in SCENARIOS} | {"latency", "own"}
+    names = {each.name for each in SCENARIOS} | {LATENCY, OWN}
     only = tuple(filter(None, given.only.split(",")))
     if unknown := set(only) - names:
         parser.error(
@@ -129,8 +144,7 @@ def _parse(arguments: Sequence[str]) -> Options:
     return Options(given.quick, rounds, given.mxgate, only, given.json)
 
 
-def _measure(lab: Lab, options: Options) -> Found:
-    found = Found()
+def _measure_in(lab: Lab, found: Found, options: Options) -> None:
     scenarios = [
         each
         for each in (QUICK if options.is_quick else SCENARIOS)
@@ -149,15 +163,12 @@ def _measure(lab: Lab, options: Options) -> Found:
             for name, rounds in ran.rounds.items()
             if not all(one.is_all_accepted for one in rounds)
         ]
-    if not options.is_quick and (not options.only or "latency" in options.only):
+    if not options.is_quick and (not options.only or LATENCY in options.only):
         _say("latency at half of the capacity")
         try:
             found.latency.update(latency.measure(lab, (MXGATE, HARAKA), rounds=LATENCY_ROUNDS))
         except CannotRun as error:
             found.failures.append(f"latency: {error}")
-    if not options.only or "own" in options.only:
-        _measure_own(found, options)
-    return found
 
 
 def _run(lab: Lab, scenario: Scenario, options: Options, found: Found) -> LabRun:
@@ -179,17 +190,6 @@ def _measure_own(found: Found, options: Options) -> None:
         found.own = own.measure(mxgate=options.mxgate, is_quick=options.is_quick)
     except CannotRun as error:
         found.failures.append(f"mxgate alone: {error}")
-
-
-def _without_lab(options: Options, why: str) -> int:
-    """What can be measured all the same."""
-    print(f"note    left out is all that needs the peers' verification: {why}\n")
-    found = Found()
-    _measure_own(found, options)
-    _print(found, is_whole=False)
-    print()
-    quick = ["--quick"] if options.is_quick else []
-    return forward.main([*quick, "--mxgate", options.mxgate]) or (FAILED if found.failures else 0)
 
 
 def _print(found: Found, *, is_whole: bool) -> None:

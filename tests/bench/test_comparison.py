@@ -1,7 +1,9 @@
 """The table of `bench`: merged rows, ratios and marks."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -114,3 +116,19 @@ def test_the_command_line_names_benchmarks_and_scenarios() -> None:
             [sys.executable, "-m", "bench", *words], capture_output=True, text=True, check=False
         )
         assert (done.returncode, said in done.stderr) == (2, True)
+
+
+@pytest.mark.e2e
+@pytest.mark.full
+def test_what_needs_no_peer_is_measured_for_real(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "bench", "--quick", "--only", "own", "--json", str(report)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "two workers to one: CPU of a message" in done.stdout
+    found = json.loads(report.read_text())
+    assert len(found["own"]["start_s"]) == 2
+    assert found["own"]["scrape"]["bytes"] > 1000
+    assert [gate["is_reached"] for gate in found["gates"] if gate["label"] == "start to the first 220"] != [
+        None
+    ]
