@@ -117,6 +117,12 @@ class RedisStore:
             await self._sentinel.aclose()
 
     async def run(self, operations: Sequence[Operation[Any]]) -> Sequence[Any]:
+        if len(operations) > 1 and all(type(each) is Get for each in operations):
+            # one reply to read: what most recipients cost
+            values: list[bytes | None] = answered(
+                await self._link.send(packed("MGET", *[each.key for each in operations]))
+            )
+            return values
         waiting = [self._link.send(command_of(each)) for each in operations]
         replies = [await each for each in waiting]
         if any(isinstance(reply, ReadOnlyError) for reply in replies):
