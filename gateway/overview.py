@@ -158,7 +158,8 @@ class Overview:
                 labels, count = sample.labels, int(sample.value)
                 match sample.name:
                     case "mxgate_transactions_total":
-                        transactions[labels["action"]] = count
+                        action = labels["action"]
+                        transactions[action] = transactions.get(action, 0) + count
                     case "mxgate_policy_decisions_total":
                         _add(policies, labels["policy"], "decisions", labels["action"], count)
                     case "mxgate_policy_would_total":

@@ -338,14 +338,18 @@ function detail(record) {
   return shown;
 }
 
+function words(...parts) {
+  return parts.map(text).filter(Boolean).join(" ");
+}
+
 function verdict(each) {
   const would = each.would_be === null ? null : table(each.would_be);
   const results = list((would || each).results).map((found) => `${text(found.method)}=${text(found.result)}${found.reason ? ` (${text(found.reason)})` : ""}`);
   const item = make("li", {},
-    `${text(each.stage)} ${text(each.policy)}: ${text(each.action)} ${text(each.reason)}`,
+    `${text(each.stage)} ${text(each.policy)}: ${words(each.action, each.reason)}`,
     each.rcpt ? ` for ${address(each.rcpt)}` : "",
     each.failure ? ` FAILED (${text(each.failure)})` : "",
-    would ? `, observed: would have been ${text(would.action)} ${text(would.reason)}` : "",
+    would ? `, observed: would have been ${words(would.action, would.reason)}` : "",
     results.length ? `; ${results.join(" ")}` : "",
     ` (${text(each.duration_ms)} ms)`);
   const evidence = list(each.evidence);
