@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from gateway.session import Session
     from gateway.smtp.sasl import Credentials
 
-_BLOCK_BYTES = 16_384
+# More than a StreamReader ever holds (twice its limit of 64 KiB, and one read of 256 KiB): what stayed in its buffer
+# would be read behind the handshake as if it had come in TLS
+_BLOCK_BYTES = 1_048_576
 # RFC 4954 6
 _ACCEPTED, _REFUSED, _GO_ON = 235, 535, 334
 # RFC 3463 3.8, RFC 4954 6: the credentials are what is wrong, whatever the code in front of it
