@@ -173,9 +173,11 @@ class _Key:
     def load(self) -> None:
         """Read the file. Raises OSError and KeyFileError."""
         stat = self._file.stat()
+        pem = self._file.read_bytes()
+        # behind reading: a file that becomes readable (chown, chmod) looks the same
         self._stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
         try:
-            self._key = read_key(self._file.read_bytes())
+            self._key = read_key(pem)
         except KeyFileError as exc:
             raise KeyFileError(f"{self._file}: {exc}") from None
 

@@ -216,6 +216,31 @@ def test_a_key_that_changes_is_read_again_and_a_bad_one_is_not(tmp_path: Path) -
         assert not any("garbage" in repr(line) for line in harness.log.lines)
 
 
+def test_a_key_that_becomes_readable_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "key.pem"
+    file.write_bytes(pem(ED25519))
+    other = SigningKey("example.org", "ed1", bits=0, number=1)
+    with Harness(DkimSign, DkimSignSettings(keys=(KeySettings("example.org", "ed1", file),))) as harness:
+
+        def is_signed_by(key: SigningKey) -> bool:
+            harness.clock.advance(10)
+            played = harness.deliver(compose("ann@example.org"), client=ANN)
+            assert played.message is not None
+            return is_good(played.message, key)
+
+        def denied(path: Path) -> bytes:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        assert is_signed_by(ED25519)
+        file.write_bytes(pem(other))
+        os.utime(file, (1, 1))
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "read_bytes", denied)
+            assert is_signed_by(ED25519)
+        # chmod: neither its time, nor its inode, nor its size
+        assert is_signed_by(other)
+
+
 def _other_pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, password: bytes = b"") -> bytes:
     how: serialization.KeySerializationEncryption = serialization.NoEncryption()
     if password:
