@@ -342,6 +342,12 @@ async def test_a_certificate_for_another_name_is_an_outage(smtp: Smtp, tls_impli
     assert not any(line.startswith(b"AUTH") for line in smtp.said)
 
 
+@pytest.mark.parametrize("name", [".example.org", "a" * 64 + ".example.org", "a\0b"])
+def test_a_name_that_no_certificate_has_is_told(name: str) -> None:
+    with pytest.raises(DownstreamSettingsError, match="tls_name"):
+        DownstreamBackend(DownstreamSettings("127.0.0.1", 587, "mx.example.org", tls_name=name))
+
+
 def test_a_ca_file_that_is_none_is_told(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.write_text("nothing")
