@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.api import Result, Trust
+from gateway.api import AddressSource, Result, Trust
 from gateway.mail.digest import BodyDigests
 from gateway.mail.message import HeaderReader
 from gateway.policy import Mode
@@ -153,6 +153,22 @@ def test_nobody_can_add_a_field_that_is_oversigned(name: str) -> None:
     message = signed(compose("ann@example.org"), RSA)
     assert is_good(message, RSA)
     assert not is_good(f"{name}: x\r\n".encode() + message, RSA)
+
+
+@pytest.mark.parametrize(
+    ("client", "is_signed"),
+    [
+        (Client(), False),
+        (Client(trust=Trust.TRUSTED), True),
+        (Client(trust=Trust.TRUSTED, source=AddressSource.HIDDEN), False),
+        (ANN, True),
+    ],
+)
+def test_a_stranger_is_not_vouched_for(client: Client, is_signed: bool) -> None:
+    with Harness(DkimSign, settings_of(ED25519)) as harness:
+        played = harness.deliver(compose("ann@example.org"), client=client)
+    assert played.message is not None
+    assert count(played.message) == is_signed
 
 
 def test_what_changes_on_the_way_is_not_signed() -> None:
