@@ -164,6 +164,11 @@ class Authenticator:
                 return await self._backend.check(credentials, session) or None
         except TimeoutError as exc:
             raise AuthUnavailableError("it did not answer in time") from exc
+        except AuthUnavailableError:
+            raise
+        except Exception as exc:  # a defect of ours is no failure of the user's
+            # without its text, in which nobody has looked for the password
+            raise AuthUnavailableError(f"defect: {type(exc).__name__}") from exc
 
     async def _count(self, credentials: Credentials, session: Session) -> _Attempt:
         """Count the attempt, and find out whether there were too many. Raises StoreDownError."""

@@ -8,6 +8,7 @@ transaction ends. Never content, and no credentials.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -27,6 +28,11 @@ _MAX_LINE = 1000
 # What a client says behind AUTH may be its password, whatever the verb (RFC 4954 4).
 _VERBS = frozenset(
     b"HELO EHLO MAIL RCPT DATA BDAT RSET NOOP QUIT VRFY HELP STARTTLS AUTH EXPN ETRN".split(),
+)
+# also with what is no blank of SMTP behind it
+_AUTH = re.compile(rb"AUTH\b", re.IGNORECASE)
+_MECHANISMS = frozenset(
+    b"PLAIN LOGIN CRAM-MD5 DIGEST-MD5 NTLM GSSAPI EXTERNAL XOAUTH2 OAUTHBEARER SCRAM-SHA-1 SCRAM-SHA-256".split()
 )
 
 
@@ -132,12 +138,16 @@ class Dialogue:
     def heard(self, line: bytes) -> None:
         """A command line of the client."""
         verb = line[:16].split(b" ", 1)[0].upper()
+        if _AUTH.match(line):
+            verb = b"AUTH"
         if self._has_auth and verb not in _VERBS:
             self._tell("client", f"({len(line)} octets, not shown: they may be a password)")
             return
         if verb == b"AUTH":
             self._has_auth = True
-            line = b" ".join(line.split()[:2]) + b" ..."
+            word = next(iter(line.split()[1:2]), b"")
+            # what is no mechanism that there is may be the password itself
+            line = b" ".join([verb, *([word] if word.upper() in _MECHANISMS else []), b"..."])
         self._tell("client", line.decode("utf-8", "backslashreplace"))
 
     def said(self, output: bytes) -> None:

@@ -67,6 +67,10 @@ class Redaction:
                 value = _IPV6.sub(_network_of_ipv6, value)
         return value
 
+    def user(self, name: str) -> str:
+        """The same of a login name, which is a local part where it is no address, or the beginning of a long one."""
+        return HIDDEN if self._local_parts and name and "@" not in name else self.text(name)
+
     def values(self, value: Any) -> Any:
         """The same of all texts in a value of JSON's types; its keys are ours and stay."""
         match value:

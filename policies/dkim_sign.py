@@ -2,7 +2,8 @@
 
 What is signed is what is sent: the header with all that the gateway has put there, the body as it came. The key is
 that of the author domain, or of the closest domain above it that has one; several keys of a domain (selectors,
-algorithms) make a signature each. Mail of other domains leaves unsigned.
+algorithms) make a signature each. Mail of other domains leaves unsigned, and so does that of strangers, wherever this
+is planned: our signature would make a forged author a proven one.
 
 Keys are PEM files, read again when they change. One that cannot be read any more is told in the log, and the last one
 goes on signing. A message that cannot be signed is deferred (`on_error`), since unsigned it would be taken for forged.
@@ -18,14 +19,17 @@ from pathlib import Path
 from gateway.api import (
     AddField,
     AddressError,
+    AddressSource,
     AuthorError,
     Domain,
     Header,
     OnError,
     Policy,
     Services,
+    Session,
     Slot,
     Transaction,
+    Trust,
     Verdict,
     author_domain,
     proceed,
@@ -115,6 +119,8 @@ class DkimSign(Policy[DkimSignSettings]):
     def on_header(self, tx: Transaction) -> None:
         """Find the keys, and have the body hashed where there are some."""
         assert tx.message is not None  # the engine's word
+        if not _is_ours(tx.session):
+            return
         keys = self._keys_for(tx.message.header)
         if keys:
             tx.message.digests.want(MODE)
@@ -124,7 +130,7 @@ class DkimSign(Policy[DkimSignSettings]):
         """Sign with each of the keys."""
         keys = _KEYS.get(tx)
         if not keys:
-            return proceed(reason="no_key")
+            return proceed(reason="no_key" if _is_ours(tx.session) else "stranger")
         assert tx.message is not None
         digest = tx.message.digests.get(MODE).sha256
         now = self.services.clock.now()
@@ -158,6 +164,13 @@ class DkimSign(Policy[DkimSignSettings]):
         return ()
 
 
+def _is_ours(session: Session) -> bool:
+    """Whether we vouch for what the client sends; an address that hides its clients is nobody's."""
+    if session.trust is Trust.TRUSTED:
+        return session.address_source is not AddressSource.HIDDEN
+    return session.trust is Trust.AUTHENTICATED
+
+
 class _Key:
     """A key file as it was when it was read last."""
 
@@ -173,9 +186,11 @@ class _Key:
     def load(self) -> None:
         """Read the file. Raises OSError and KeyFileError."""
         stat = self._file.stat()
+        pem = self._file.read_bytes()
+        # behind reading: a file that becomes readable (chown, chmod) looks the same
         self._stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
         try:
-            self._key = read_key(self._file.read_bytes())
+            self._key = read_key(pem)
         except KeyFileError as exc:
             raise KeyFileError(f"{self._file}: {exc}") from None
 

@@ -210,6 +210,16 @@ async def test_an_outage_is_454_and_nobodys_failure() -> None:
     assert (line.event, line.keys["error"]) == ("auth.unavailable", "dovecot: gone")
 
 
+async def test_a_defect_of_a_backend_is_an_outage_and_nobodys_failure() -> None:
+    world = World()
+    world.backend.error = RuntimeError("s3cret")
+    for _ in range(10):
+        assert await world.attempt("right") == UNAVAILABLE
+    assert "s3cret" not in repr(world.services.log.lines)
+    world.backend.error = None
+    assert (await world.attempt("right")).user == ANN
+
+
 async def test_a_backend_that_hangs_is_an_outage() -> None:
     world = World(timeout_s=0.001)
     world.backend.gate = asyncio.Event()

@@ -101,6 +101,19 @@ def test_credentials_are_never_told() -> None:
     assert lines(log)[-1] == "client: NOOP"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [b"AUTH\tPLAIN\tc2VjcmV0", b"AUTH c2VjcmV0", b"AUTH=c2VjcmV0", b"auth  plain  c2VjcmV0", b"AUTH\t"],
+)
+def test_no_way_to_write_auth_tells_what_is_behind_it(line: bytes) -> None:
+    debug, log = debugging(["192.0.2.7"])
+    dialogue = opened(debug)
+    dialogue.heard(line)
+    dialogue.heard(b"c2VjcmV0")
+    assert "c2VjcmV0" not in str(lines(log))
+    assert lines(log)[0].startswith("client: AUTH ")
+
+
 def test_the_verdicts_are_told_when_a_transaction_ends() -> None:
     debug, log = debugging(rcpts=["ann@example.org"])
     judged = Judged("dmarc", Stage.EOM, "enforce", reject("dmarc_fail", DENIED), None, 0.01, "")

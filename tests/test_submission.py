@@ -340,6 +340,7 @@ def test_policies_of_submission_are_told_where_they_are_written(tmp_path: Path) 
         ),
         (('listen = ["0.0.0.0:587"]\nlisten_tls = ["0.0.0.0:465"]', ""), "submission", "no effect"),
         (("relay.domains", 'quarantine.route = "out"\nrelay.domains'), "submission.route", "quarantine"),
+        (("domains = []", 'domains = []\nprotocol = "lmtp"'), "submission.route", "LMTP"),
     ],
 )
 def test_a_configuration_that_contradicts_itself_is_refused(

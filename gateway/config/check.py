@@ -129,6 +129,9 @@ def _unusable_submission(config: Config) -> Iterator[Finding]:
         yield path, f"{own.route} is a route for others too; it must be one of its own, with domains = []"
     elif own.route == config.quarantine.route:
         yield path, f"{own.route} is the route of the quarantine"
+    elif routes[own.route].protocol is Protocol.LMTP:
+        # the others would get 452, and a user's program does not come again for them by itself
+        yield path, f"{own.route} speaks LMTP, which takes one recipient at a time"
     yield from _unusable_auth(own.auth)
 
 

@@ -98,6 +98,8 @@ def to_json(decision: Decision, *, in_full: bool = True) -> dict[str, Json]:
 def redacted(record: Mapping[str, Json], redaction: Redaction) -> dict[str, Json]:
     """A record of `to_json` without what is to be taken out; of the header nothing is left, for it is full of names."""
     shown: dict[str, Json] = redaction.values(record)
+    if isinstance(user := record.get("user"), str):
+        shown["user"] = redaction.user(user)
     if "header_octets" in shown:
         del shown["header_octets"]
         shown["header"] = []

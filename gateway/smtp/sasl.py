@@ -63,8 +63,9 @@ class Challenge(NamedTuple):
 class Credentials:
     """What a client says to prove who it is. `authzid` is on whose behalf it wants to act, "" for itself.
 
-    `user` is prepared by SASLprep (RFC 4013) as RFC 4616 2 wants it, "" where it cannot be anybody's name (control
-    characters, longer than 320 octets): then it is refused like any wrong password. The password is as it came.
+    `user` is prepared by SASLprep (RFC 4013) as RFC 4616 2 wants it, "" where it or `authzid` cannot be anybody's name
+    (control characters, longer than 320 octets): then it is refused like any wrong password. The password is as it
+    came.
     """
 
     mechanism: Mechanism
@@ -120,9 +121,11 @@ class Exchange:
         if not user or not password or b"\0" in user + password or len(password) > MAX_PASSWORD_BYTES:
             raise SaslError(replies.AUTH_MALFORMED)
         try:
-            return Credentials(
-                self._mechanism, prepared(user.decode()), password.decode(), prepared(authzid.decode())
-            )
+            name, on_behalf = prepared(user.decode()), prepared(authzid.decode())
+            if authzid and not on_behalf:
+                # not "for itself": that is what the client did not say
+                name = ""
+            return Credentials(self._mechanism, name, password.decode(), on_behalf)
         except UnicodeDecodeError:
             # without the octets, which are a secret
             raise SaslError(replies.AUTH_MALFORMED) from None

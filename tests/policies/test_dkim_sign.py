@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.api import Result, Trust
+from gateway.api import AddressSource, Result, Trust
 from gateway.mail.digest import BodyDigests
 from gateway.mail.message import HeaderReader
 from gateway.policy import Mode
@@ -155,6 +155,22 @@ def test_nobody_can_add_a_field_that_is_oversigned(name: str) -> None:
     assert not is_good(f"{name}: x\r\n".encode() + message, RSA)
 
 
+@pytest.mark.parametrize(
+    ("client", "is_signed"),
+    [
+        (Client(), False),
+        (Client(trust=Trust.TRUSTED), True),
+        (Client(trust=Trust.TRUSTED, source=AddressSource.HIDDEN), False),
+        (ANN, True),
+    ],
+)
+def test_a_stranger_is_not_vouched_for(client: Client, is_signed: bool) -> None:
+    with Harness(DkimSign, settings_of(ED25519)) as harness:
+        played = harness.deliver(compose("ann@example.org"), client=client)
+    assert played.message is not None
+    assert count(played.message) == is_signed
+
+
 def test_what_changes_on_the_way_is_not_signed() -> None:
     message = signed(compose("ann@example.org", fields=["X-Mailer: x", "Received: from a"]), RSA)
     assert is_good(
@@ -214,6 +230,31 @@ def test_a_key_that_changes_is_read_again_and_a_bad_one_is_not(tmp_path: Path) -
         assert is_signed_by(ED25519)
         assert {line.event for line in harness.log.of("error")} == {"key.reload_failed"}
         assert not any("garbage" in repr(line) for line in harness.log.lines)
+
+
+def test_a_key_that_becomes_readable_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "key.pem"
+    file.write_bytes(pem(ED25519))
+    other = SigningKey("example.org", "ed1", bits=0, number=1)
+    with Harness(DkimSign, DkimSignSettings(keys=(KeySettings("example.org", "ed1", file),))) as harness:
+
+        def is_signed_by(key: SigningKey) -> bool:
+            harness.clock.advance(10)
+            played = harness.deliver(compose("ann@example.org"), client=ANN)
+            assert played.message is not None
+            return is_good(played.message, key)
+
+        def denied(path: Path) -> bytes:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        assert is_signed_by(ED25519)
+        file.write_bytes(pem(other))
+        os.utime(file, (1, 1))
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "read_bytes", denied)
+            assert is_signed_by(ED25519)
+        # chmod: neither its time, nor its inode, nor its size
+        assert is_signed_by(other)
 
 
 def _other_pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, password: bytes = b"") -> bytes:

@@ -67,6 +67,9 @@ def test_the_address_that_equals_the_name_is_the_users(user: str, mail_from: str
         ("@example.org", "ann@example.org"),
         ("ann@example.org,bob@example.org", "bob@example.org"),
         ("postmaster", "ann@example.org"),
+        ("weiss@example.org", "wei\u00df@example.org"),
+        ("wei\u00df@example.org", "weiss@example.org"),
+        ("ann@example.org", "a\u017f@example.org"),
     ],
 )
 def test_every_other_is_not(user: str, mail_from: str) -> None:

@@ -167,6 +167,11 @@ def test_a_name_that_nobody_has_is_refused_like_a_wrong_password() -> None:
     assert plain(b"\0a\nb\0x") == Credentials(PLAIN, "", "x")
 
 
+@pytest.mark.parametrize("authzid", [b"bo\nb", b"x" * (MAX_USER_BYTES + 1), b"\xc2\xad"])
+def test_on_behalf_of_nobody_is_not_for_itself(authzid: bytes) -> None:
+    assert plain(authzid + b"\0ann\0x") == Credentials(PLAIN, "", "x")
+
+
 def test_a_password_is_shown_nowhere() -> None:
     said = plain(b"\0tim\0tanstaaf")
     assert "tanstaaf" not in repr(said)

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from gateway.session import Session
     from gateway.smtp.sasl import Credentials
 
-_BLOCK_BYTES = 16_384
+# More than a StreamReader ever holds (twice its limit of 64 KiB, and one read of 256 KiB): what stayed in its buffer
+# would be read behind the handshake as if it had come in TLS
+_BLOCK_BYTES = 1_048_576
 # RFC 4954 6
 _ACCEPTED, _REFUSED, _GO_ON = 235, 535, 334
 # RFC 3463 3.8, RFC 4954 6: the credentials are what is wrong, whatever the code in front of it
@@ -36,7 +38,7 @@ _CREDENTIALS_INVALID = b"5.7.8 "
 
 
 class DownstreamSettingsError(GatewayError):
-    """The CA file cannot be used; the text says why."""
+    """The CA file, or the name, cannot be used; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,12 @@ class DownstreamBackend:
             ) from exc
         # RFC 8996: no TLS 1.0, 1.1
         self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            # it says which names no certificate can have; asyncio would at each attempt, and leave the socket open
+            name = settings.tls_name or settings.host
+            self._tls.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
+        except (ValueError, TypeError) as exc:  # TypeError: NUL
+            raise DownstreamSettingsError(f"submission.auth.tls_name {settings.tls_name!r}: {exc}") from exc
 
     async def check(self, credentials: Credentials, session: Session) -> str | None:
         """The name that the server took, None when it refuses. Raises AuthUnavailableError."""

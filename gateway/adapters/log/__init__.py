@@ -241,7 +241,10 @@ class _RedactingLog:
         self._log.error(event, **self._redacted(keys))
 
     def _redacted(self, keys: dict[str, object]) -> dict[str, object]:
-        return {key: value if key in _NEVER_REDACTED else self._value(value) for key, value in keys.items()}
+        shown = {key: value if key in _NEVER_REDACTED else self._value(value) for key, value in keys.items()}
+        if isinstance(user := keys.get("user"), str):
+            shown["user"] = self._redaction.user(_text(user))
+        return shown
 
     def _value(self, value: object) -> object:
         match value:

@@ -319,11 +319,33 @@ async def test_before_auth_nothing_of_the_password_is_said(smtp: Smtp, name: str
     assert not any(line.startswith(b"AUTH") for line in smtp.said)
 
 
+async def test_replies_put_in_front_of_tls_do_not_wait_behind_it(smtp: Smtp) -> None:
+    # each as long as what is read at once might be, so that one after the other is left in the buffer
+    def reply(code: bytes, size_bytes: int, last: bytes) -> bytes:
+        last = code + b" " + last + b"\r\n"
+        line = code + b"-" + b"x" * 58 + b"\r\n"
+        return line * (size_bytes // 64 - 1) + last.replace(b"\r\n", b" " * (64 - len(last)) + b"\r\n")
+
+    smtp.starttls = b"".join(
+        [reply(b"220", 16_384, b"go"), reply(b"250", 16_384, b"AUTH PLAIN"), b"235 2.7.0 ok\r\n"]
+    )
+    smtp.answers = [b"535 5.7.8 no\r\n"]
+    with pytest.raises(AuthUnavailableError, match="more than it was asked for"):
+        await smtp.check()
+    assert not any(line.startswith(b"AUTH") for line in smtp.said)
+
+
 @pytest.mark.parametrize("tls_implicit", [False, True])
 async def test_a_certificate_for_another_name_is_an_outage(smtp: Smtp, tls_implicit: bool) -> None:
     with pytest.raises(AuthUnavailableError, match="certificate verify failed"):
         await smtp.check(tls_implicit=tls_implicit, tls_name="other.example.org")
     assert not any(line.startswith(b"AUTH") for line in smtp.said)
+
+
+@pytest.mark.parametrize("name", [".example.org", "a" * 64 + ".example.org", "a\0b"])
+def test_a_name_that_no_certificate_has_is_told(name: str) -> None:
+    with pytest.raises(DownstreamSettingsError, match="tls_name"):
+        DownstreamBackend(DownstreamSettings("127.0.0.1", 587, "mx.example.org", tls_name=name))
 
 
 def test_a_ca_file_that_is_none_is_told(tmp_path: Path) -> None:
