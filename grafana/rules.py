@@ -222,14 +222,14 @@ def alerts(windows: Windows) -> tuple[Alert, ...]:
         ),
         Alert(
             "MxgateConnectionsNearLimit",
-            "sum by (job, instance) (mxgate_open_connections) / "
-            "max by (job, instance) (mxgate_max_connections) > 0.9",
+            "sum by (job, instance, role) (mxgate_open_connections) / "
+            "max by (job, instance, role) (mxgate_max_connections) > 0.9",
             windows.soon,
             WARNING,
-            "{{ $labels.instance }} has nearly as many connections as it may",
-            "$value of server.max_connections are open; beyond it clients get 421 and come again.",
+            "{{ $labels.instance }} has nearly as many connections ({{ $labels.role }}) as it may",
+            "$value of max_connections of [server], or of [submission], are open; beyond it clients get 421 and come again.",
             (
-                _fires(_connections("1900x10"), "5m", "95%", **_ONE),
+                _fires(_connections("1900x10"), "5m", "95%", **_ONE, role="mx"),
                 _quiet(_connections("1700x10"), "5m"),
             ),
             "humanizePercentage",
@@ -490,8 +490,8 @@ def _files(of_worker: str) -> dict[str, str]:
 
 def _connections(open_: str) -> dict[str, str]:
     return {
-        _series("mxgate_open_connections"): open_,
-        _series("mxgate_max_connections"): "2000x10",
+        _series("mxgate_open_connections", 'role="mx"'): open_,
+        _series("mxgate_max_connections", 'role="mx"'): "2000x10",
     }
 
 

@@ -115,7 +115,7 @@ def test_a_policy_that_makes_reasons_up_fills_no_memory() -> None:
     (family,) = metrics.families()
     children = family.children()
     assert len(children) == 501
-    assert children["rejected", "odd", "other"] == [1500]
+    assert children["rejected", "odd", "other", "mx"] == [1500]
 
 
 @pytest.mark.parametrize("answer", [STORED, Reply(354, "", "Go on")], ids=str)

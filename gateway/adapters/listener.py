@@ -208,11 +208,16 @@ class Listener:
         self.origins = {origin: origins.labels(origin.name.lower()) for origin in Origin}
         self.proxied = origins.labels("proxy")
         self.open_connections = metrics.gauges(
-            "mxgate_open_connections", "Connections that are open, of all workers"
-        ).labels()
+            "mxgate_open_connections",
+            "Connections that are open, of all workers, by role of the listener",
+            ("role",),
+        ).labels(role)
         metrics.gauges(
-            "mxgate_max_connections", "Connections that may be open, of all workers together", merge=Merge.MAX
-        ).labels().set(settings.max_connections)
+            "mxgate_max_connections",
+            "Connections that may be open, of all workers together, by role of the listener",
+            ("role",),
+            merge=Merge.MAX,
+        ).labels(role).set(settings.max_connections)
         self.replies = _Bound(
             metrics.counters("mxgate_replies_total", "Replies to clients by code", ("code",))
         )

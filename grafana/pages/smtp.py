@@ -11,8 +11,8 @@ _CONNECTIONS = Row(
             "Of all workers. At the limit (server.max_connections) new ones get 421.",
             "short",
             (
-                Query(total("mxgate_open_connections", "instance"), "{{instance}}"),
-                Query("max (mxgate_max_connections{$F})", "limit"),
+                Query(total("mxgate_open_connections", "instance, role"), "{{instance}} {{role}}"),
+                Query("max by (role) (mxgate_max_connections{$F})", "limit {{role}}"),
             ),
         ),
         Panel(

@@ -190,7 +190,7 @@ class World:
         await self.until(lambda: self.spool.used_bytes == 0)
         assert not any(self.listener.counts._words[self.listener.counts._open :])
         assert self.listener.counts.total == 0
-        assert self.services.metrics["mxgate_open_connections"] == 0
+        assert self.services.metrics["mxgate_open_connections", "mx"] == 0
 
     async def advance(self, seconds: float) -> None:
         """Let time pass; the sweep looks at each second of it."""
@@ -430,7 +430,7 @@ async def test_as_many_connections_as_the_limit_and_no_more(world: World) -> Non
     await world.greeted()
 
     assert world.count("connections") == {"served": 3, "limit": 1}
-    assert world.services.metrics["mxgate_open_connections"] == 2
+    assert world.services.metrics["mxgate_open_connections", "mx"] == 2
 
 
 @dialogue(max_connections_per_client=1)

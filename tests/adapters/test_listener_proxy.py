@@ -296,7 +296,7 @@ async def test_unfinished_handshakes_are_connections(world: World) -> None:
 
     await world.until(lambda: world.listener.sessions)
 
-    assert world.services.metrics["mxgate_open_connections"] == 1
+    assert world.services.metrics["mxgate_open_connections", "mx"] == 1
     client.send(b"EHLO client.example\r\n")
     await reader.read()
     await world.empty()
