@@ -38,6 +38,7 @@ _IPV6 = re.compile(
 _NIBBLES = re.compile(r"(?<![0-9A-Za-z])(?:[0-9A-Fa-f]\.){8,31}[0-9A-Fa-f](?![0-9A-Za-z])")
 # What is kept of an address: the network of a provider's customer, not the customer.
 _KEPT_IPV4, _KEPT_IPV6 = 24, 48
+_COLONS_IPV6 = 7  # of an address that is written out
 
 
 class Redaction:
@@ -104,8 +105,18 @@ def _network_of_ipv4(found: re.Match[str]) -> str:
 
 
 def _network_of_ipv6(found: re.Match[str]) -> str:
+    address, behind = found[2], ""
+    if not _is_address(address) and address.endswith(":"):  # a colon of the sentence
+        address, behind = address[:-1], ":"
+    if not _is_address(address):
+        # with what stands around it, such as a port, it is none any more; all else is a time of day
+        return HIDDEN if "::" in address or address.count(":") >= _COLONS_IPV6 else found[0]
+    return f"{found[1] or ''}{IPv6Network((address, _KEPT_IPV6), strict=False)}{behind}"
+
+
+def _is_address(text: str) -> bool:
     try:
-        ip_address(found[2])
-    except ValueError:  # a time of day, or C++
-        return found[0]
-    return f"{found[1] or ''}{IPv6Network((found[2], _KEPT_IPV6), strict=False)}"
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
