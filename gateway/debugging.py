@@ -131,7 +131,8 @@ class Dialogue:
 
     def heard(self, line: bytes) -> None:
         """A command line of the client."""
-        verb = line[:16].split(b" ", 1)[0].upper()
+        # a client that gets its blanks wrong has a password all the same
+        verb = (line[:16].split(None, 1) or [b""])[0].upper()
         if self._has_auth and verb not in _VERBS:
             self._tell("client", f"({len(line)} octets, not shown: they may be a password)")
             return

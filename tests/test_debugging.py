@@ -101,6 +101,18 @@ def test_credentials_are_never_told() -> None:
     assert lines(log)[-1] == "client: NOOP"
 
 
+@pytest.mark.parametrize(
+    "line", [b" AUTH PLAIN c2VjcmV0", b"AUTH\tPLAIN\tc2VjcmV0", b"\tauth  plain c2VjcmV0"]
+)
+def test_credentials_behind_odd_blanks_are_not_told_either(line: bytes) -> None:
+    debug, log = debugging(["192.0.2.7"])
+    dialogue = opened(debug)
+    for each in (line, b"c2VjcmV0", b"", b"NOOP"):
+        dialogue.heard(each)
+    assert "c2VjcmV0" not in str(lines(log))
+    assert lines(log)[-1] == "client: NOOP"
+
+
 def test_the_verdicts_are_told_when_a_transaction_ends() -> None:
     debug, log = debugging(rcpts=["ann@example.org"])
     judged = Judged("dmarc", Stage.EOM, "enforce", reject("dmarc_fail", DENIED), None, 0.01, "")
