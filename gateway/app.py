@@ -132,6 +132,7 @@ def run_worker(
 
 
 def lost_lines(metrics: ProcessMetrics) -> Counter:
+    """What counts the lines that the log could not take."""
     return metrics.counters(
         "mxgate_log_lines_lost_total",
         "Log lines that standard error did not take at once; mail never waits for the log",
