@@ -210,6 +210,7 @@ class Worker:
             log_of(config, on_loss=lost_lines(metrics).inc, with_debug=True),
             config.log.debug_clients,
             config.log.debug_rcpts,
+            self._redaction,
         )
         self._decisions = DecisionRing(on_add=self._debugging.decided if self._debugging else None)
         self._pushing: asyncio.TimerHandle | None = None

@@ -9,6 +9,8 @@ import pytest
 
 from gateway.debugging import Debugging, Dialogue
 from gateway.decision import Judged
+from gateway.lookup import Answer, Asked, Found, Question, RRType
+from gateway.redaction import Redaction
 from gateway.session import Recipient
 from gateway.testing import FakeLog
 from gateway.verdict import Stage, reject
@@ -125,3 +127,12 @@ def test_the_verdicts_are_told_when_a_transaction_ends() -> None:
     )
     assert (ended.event, ended.keys["action"]) == ("debug.decision", "rejected")
     assert ended.keys["rcpts"] == ["550 5.7.1 Relaying denied ann@example.org"]
+
+
+def test_what_is_to_be_redacted_is_not_told_of_a_transaction_either() -> None:
+    log = FakeLog()
+    debug = Debugging(log, [ip_network("192.0.2.7")], redaction=Redaction(["local_parts"]))
+    asked = Asked("spf", Question("you._spf.example.net", RRType.A), Answer(Found.NO_DATA))
+    debug.decided(decision(error="no you here")._replace(dns=(asked,)))
+    assert "***._spf.example.net" in str(log.lines)
+    assert "you" not in str(log.lines)
