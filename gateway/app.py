@@ -113,7 +113,7 @@ def run_worker(
 ) -> int:
     """Serve until drained; the exit code. Everything that this process needs from its parent is in the arguments."""
     metrics = ProcessMetrics()
-    log = log_of(config, on_loss=_lost_lines(metrics).inc)
+    log = log_of(config, on_loss=lost_lines(metrics).inc)
     # Messages leave hardly any cycles; to look for them as often as Python does would cost a hundredth of each.
     gc.set_threshold(_GC_THRESHOLD)
     take_over_library_logs(log)
@@ -131,7 +131,8 @@ def run_worker(
         return EXIT_CONFIG
 
 
-def _lost_lines(metrics: ProcessMetrics) -> Counter:
+def lost_lines(metrics: ProcessMetrics) -> Counter:
+    """What counts the lines that the log could not take."""
     return metrics.counters(
         "mxgate_log_lines_lost_total",
         "Log lines that standard error did not take at once; mail never waits for the log",
@@ -206,9 +207,10 @@ class Worker:
         self._gauges = _Gauges(metrics)
         self._redaction = Redaction(config.log.redact)
         self._debugging = Debugging(
-            log_of(config, on_loss=_lost_lines(metrics).inc, with_debug=True),
+            log_of(config, on_loss=lost_lines(metrics).inc, with_debug=True),
             config.log.debug_clients,
             config.log.debug_rcpts,
+            self._redaction,
         )
         self._decisions = DecisionRing(on_add=self._debugging.decided if self._debugging else None)
         self._pushing: asyncio.TimerHandle | None = None

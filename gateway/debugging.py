@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any
 
-from gateway.decision.show import to_json
+from gateway.decision.show import redacted, to_json
 from gateway.decision.text import dns_lines, finding_lines
+from gateway.redaction import Redaction
 
 if TYPE_CHECKING:
     from gateway.decision import Decision
@@ -44,8 +45,10 @@ class Debugging:
         log: Log,
         clients: Iterable[IPv4Network | IPv6Network] = (),
         rcpts: Iterable[str] = (),
+        redaction: Redaction | None = None,
     ) -> None:
         self._log = log
+        self._redaction = redaction or Redaction()
         self._clients = tuple(clients)
         self._addresses = frozenset(rcpt for rcpt in rcpts if "@" in rcpt)
         self._domains = frozenset(rcpt for rcpt in rcpts if "@" not in rcpt)
@@ -67,6 +70,8 @@ class Debugging:
         ):
             return
         record = to_json(decision)
+        if self._redaction:
+            record = redacted(record, self._redaction)
         tx = decision.id
         verdicts: Any = record["verdicts"]
         for verdict in verdicts:
@@ -100,7 +105,7 @@ class Debugging:
             policy=decision.policy,
             reason=decision.reason,
             rcpts=[f"{each['code']} {each['enhanced']} {each['text']} {each['rcpt']}" for each in rcpts],
-            error=decision.error,
+            error=record["error"],
             timings_ms=[f"{name} {spent_s * 1000:.1f}" for name, spent_s in decision.timings],
         )
 
@@ -137,9 +142,8 @@ class Dialogue:
 
     def heard(self, line: bytes) -> None:
         """A command line of the client."""
-        verb = line[:16].split(b" ", 1)[0].upper()
-        if _AUTH.match(line):
-            verb = b"AUTH"
+        # a client that gets its blanks wrong has a password all the same
+        verb = b"AUTH" if _AUTH.match(line) else (line[:16].split(None, 1) or [b""])[0].upper()
         if self._has_auth and verb not in _VERBS:
             self._tell("client", f"({len(line)} octets, not shown: they may be a password)")
             return

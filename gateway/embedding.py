@@ -17,10 +17,18 @@ from typing import TYPE_CHECKING
 from gateway import plugins
 from gateway.adapters import memory
 from gateway.adapters.dns import Dns
-from gateway.adapters.log import open_log
 from gateway.adapters.metrics import ProcessMetrics
 from gateway.adapters.relay import SmtpRelay
-from gateway.app import SystemClock, dns_settings, gatekeeper_settings, id_source, relay_settings, steps_of
+from gateway.app import (
+    SystemClock,
+    dns_settings,
+    gatekeeper_settings,
+    id_source,
+    log_of,
+    lost_lines,
+    relay_settings,
+    steps_of,
+)
 from gateway.decision import DecisionRing
 from gateway.gatekeeper import Gatekeeper
 from gateway.mail.body import Spool
@@ -44,7 +52,8 @@ async def open_gatekeeper(
     given. Raises what a start raises: ConfigError, StartError, and the errors of store and policies.
     """
     metrics = metrics or ProcessMetrics()
-    instruments = Instruments(SystemClock(), log or open_log(config.log.format), metrics)
+    log = log or log_of(config, on_loss=lost_lines(metrics).inc)
+    instruments = Instruments(SystemClock(), log, metrics)
     planned = plugins.plan(config)
     async with AsyncExitStack() as stack:
         dns = Dns(dns_settings(config), instruments)

@@ -596,7 +596,7 @@ class Conversation:
             last = signed.verdict
             if last.reply is not None:
                 return self._finish(open_, _Word(last.reply, last.reason, signed.policy, last.close))
-            content = content.below(split_edits(last.edits)[0])
+            content = content.below(split_edits(last.edits, smtputf8=tx.envelope.smtputf8)[0])
         begun = gate.services.clock.monotonic()
         try:
             delivery = await gate.relay.deliver(tx, content, route)
@@ -628,7 +628,7 @@ class Conversation:
         gate = self._gate
         assert tx.message is not None
         edits = (*early, *verdict.edits)
-        added, removed = split_edits(edits) if edits else ([], set())
+        added, removed = split_edits(edits, smtputf8=tx.envelope.smtputf8) if edits else ([], set())
         if verdict.action is _QUARANTINE:
             added.insert(0, AddField(gate.settings.quarantine_header, verdict.reason))
         above, now = b"", gate.services.clock.now()

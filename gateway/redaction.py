@@ -10,7 +10,7 @@ gave to one address; of such names only those that spell an IPv4 address are kno
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 from ipaddress import IPv6Network, ip_address, ip_network
 from typing import Any, Final
@@ -38,6 +38,7 @@ _IPV6 = re.compile(
 _NIBBLES = re.compile(r"(?<![0-9A-Za-z])(?:[0-9A-Fa-f]\.){8,31}[0-9A-Fa-f](?![0-9A-Za-z])")
 # What is kept of an address: the network of a provider's customer, not the customer.
 _KEPT_IPV4, _KEPT_IPV6 = 24, 48
+_COLONS_IPV6 = 7  # of an address that is written out
 
 
 class Redaction:
@@ -68,8 +69,19 @@ class Redaction:
         return value
 
     def user(self, name: str) -> str:
-        """The same of a login name, which is a local part where it is no address, or the beginning of a long one."""
+        """The name that somebody has authenticated with: of many it is a local part alone."""
         return HIDDEN if self._local_parts and name and "@" not in name else self.text(name)
+
+    def about(self, addresses: Iterable[str], value: str) -> str:
+        """`text` of a text about these addresses, or users: there `ann` is as much as `ann@example.org`."""
+        if self._local_parts:
+            told = value.lower()
+            locals_ = {(address.rpartition("@")[0] or address).strip('"').lower() for address in addresses}
+            found = sorted((each for each in locals_ if each and each in told), key=len, reverse=True)
+            if found:
+                words = "|".join(map(re.escape, found))
+                value = re.sub(rf"(?<!\w)(?:{words})(?!\w)", HIDDEN, value, flags=re.IGNORECASE)
+        return self.text(value)
 
     def values(self, value: Any) -> Any:
         """The same of all texts in a value of JSON's types; its keys are ours and stay."""
@@ -108,8 +120,19 @@ def _network_of_ipv4(found: re.Match[str]) -> str:
 
 
 def _network_of_ipv6(found: re.Match[str]) -> str:
+    whole = found[2]
+    # a colon at an end may be the sentence's
+    for begin, end in ((0, len(whole)), (0, len(whole) - 1), (1, len(whole)), (1, len(whole) - 1)):
+        before, address, behind = whole[:begin], whole[begin:end], whole[end:]
+        if before in ("", ":") and behind in ("", ":") and _is_address(address):
+            return f"{found[1] or ''}{before}{IPv6Network((address, _KEPT_IPV6), strict=False)}{behind}"
+    # with what stands around it, such as a port, it is none any more; all else is a time of day
+    return HIDDEN if "::" in whole or whole.count(":") >= _COLONS_IPV6 else found[0]
+
+
+def _is_address(text: str) -> bool:
     try:
-        ip_address(found[2])
-    except ValueError:  # a time of day, or C++
-        return found[0]
-    return f"{found[1] or ''}{IPv6Network((found[2], _KEPT_IPV6), strict=False)}"
+        ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -127,7 +127,11 @@ class Delete(Operation[bool]):
 
 
 def taken(lacks_s: float, take: Take) -> tuple[float, float]:
-    """What a bucket lacks after a `take`, and how long it had to wait: then nothing was taken."""
+    """What a bucket lacks after a `take`, and how long it had to wait: then nothing was taken.
+
+    It never lacks more than it holds: a clock that was set back, or a smaller capacity, would say so.
+    """
+    lacks_s = min(lacks_s, take.capacity_s)
     # to the millisecond, as entries end
     after_s = round(lacks_s + take.cost_s, 3)
     wait_s = round(after_s - take.capacity_s, 3)

@@ -41,6 +41,8 @@ _NAME = re.compile(rb"[\x21-\x39\x3b-\x7e]+:")
 # RFC 5322 2.2: of the controls only the tab, and CR and LF where a line ends
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|(?<!\r)\n")
 _BY = re.compile(rb"(?:^|[\s)])by\s+([\w.:\[\]-]+)", re.IGNORECASE)
+# RFC 5322 3.2.2: one that holds none
+_COMMENT = re.compile(r" ?\((?:[^()\\]|\\.)*\) ?")
 # A parser of dates is no place to spend time on what no date is so long as.
 _MAX_DATE_BYTES = 200
 
@@ -177,7 +179,7 @@ class Headers(Policy[HeadersSettings]):
     def _wrong_date(self, value: bytes) -> str:
         """RFC 5322 3.3: why a Date is none that can be; "" when it can."""
         text = b" ".join(value.split()).decode("latin-1")
-        parsed = parsedate_tz(text[:_MAX_DATE_BYTES])
+        parsed = parsedate_tz(_without_comments(text[:_MAX_DATE_BYTES]))
         try:
             ahead_s = None if parsed is None else mktime_tz(parsed) - self.services.clock.now()
         except (ValueError, OverflowError):
@@ -195,6 +197,15 @@ def most_passed(header: Header) -> tuple[str, int]:
         if (found := _BY.search(each.value))
     )
     return max(hosts.items(), key=lambda item: item[1], default=("", 0))
+
+
+def _without_comments(text: str) -> str:
+    """RFC 5322 4.3: comments and blanks may stand between any two words; the parser knows them at the end only."""
+    found = "(" in text
+    while found:
+        text, count = _COMMENT.subn(" ", text)
+        found = count > 0
+    return text.replace(" :", ":").replace(": ", ":").strip()
 
 
 def _is_utf8(octets: bytes) -> bool:

@@ -171,10 +171,15 @@ def leads(name: str, client: IPv4Address | IPv6Address | None) -> Lookup[str]:
 def _parsed(said: str) -> str | AddressLiteral:
     """RFC 5321 4.1.1.1. Raises AddressError. Underscores, and a dot at the end, are common and harmless."""
     if said.startswith("["):
-        return AddressLiteral.parse(said)
+        return AddressLiteral(_unmapped(AddressLiteral.parse(said).address))
     name = said.removesuffix(".")
     checked = Domain.parse(name.replace("_", "x"))
     return name.lower() if "_" in name else checked
+
+
+def _unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """RFC 4291 2.5.5.2: how a client with a socket for both families calls its IPv4 address."""
+    return (isinstance(address, IPv6Address) and address.ipv4_mapped) or address
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,7 +217,7 @@ def read_answer(response: HttpResponse) -> Found:
         raise HttpError("protocol", f"status {response.status}")
     try:
         return _found(json.loads(response.content))
-    except (ValueError, TypeError, RecursionError) as exc:
+    except (ValueError, TypeError, OverflowError, RecursionError) as exc:
         raise HttpError("protocol", f"the answer is none of rspamd: {exc}"[:300]) from exc
 
 

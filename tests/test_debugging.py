@@ -9,6 +9,8 @@ import pytest
 
 from gateway.debugging import Debugging, Dialogue
 from gateway.decision import Judged
+from gateway.lookup import Answer, Asked, Found, Question, RRType
+from gateway.redaction import Redaction
 from gateway.session import Recipient
 from gateway.testing import FakeLog
 from gateway.verdict import Stage, reject
@@ -114,6 +116,18 @@ def test_no_way_to_write_auth_tells_what_is_behind_it(line: bytes) -> None:
     assert lines(log)[0].startswith("client: AUTH ")
 
 
+@pytest.mark.parametrize(
+    "line", [b" AUTH PLAIN c2VjcmV0", b"AUTH\tPLAIN\tc2VjcmV0", b"\tauth  plain c2VjcmV0"]
+)
+def test_credentials_behind_odd_blanks_are_not_told_either(line: bytes) -> None:
+    debug, log = debugging(["192.0.2.7"])
+    dialogue = opened(debug)
+    for each in (line, b"c2VjcmV0", b"", b"NOOP"):
+        dialogue.heard(each)
+    assert "c2VjcmV0" not in str(lines(log))
+    assert lines(log)[-1] == "client: NOOP"
+
+
 def test_the_verdicts_are_told_when_a_transaction_ends() -> None:
     debug, log = debugging(rcpts=["ann@example.org"])
     judged = Judged("dmarc", Stage.EOM, "enforce", reject("dmarc_fail", DENIED), None, 0.01, "")
@@ -126,3 +140,12 @@ def test_the_verdicts_are_told_when_a_transaction_ends() -> None:
     )
     assert (ended.event, ended.keys["action"]) == ("debug.decision", "rejected")
     assert ended.keys["rcpts"] == ["550 5.7.1 Relaying denied ann@example.org"]
+
+
+def test_what_is_to_be_redacted_is_not_told_of_a_transaction_either() -> None:
+    log = FakeLog()
+    debug = Debugging(log, [ip_network("192.0.2.7")], redaction=Redaction(["local_parts"]))
+    asked = Asked("spf", Question("you._spf.example.net", RRType.A), Answer(Found.NO_DATA))
+    debug.decided(decision(error="no you here")._replace(dns=(asked,)))
+    assert "***._spf.example.net" in str(log.lines)
+    assert "you" not in str(log.lines)

@@ -20,7 +20,8 @@ What aiosmtpd 1.4.6 cannot do, and `mxgate serve` does:
 - the reply is on its way, not yet read by the client, when `on_outcome` begins.
 
 A PROXY header is believed from `proxy_protocol_from` only (aiosmtpd asks all or nobody for one, by
-`proxy_protocol_timeout`). Who has proved who it is by AUTH has trust `authenticated`.
+`proxy_protocol_timeout`). Who has proved who it is by AUTH has trust `authenticated`, and is the session's user where
+`AuthResult.auth_data` has a `login`, as a LoginPassword has.
 """
 
 from __future__ import annotations
@@ -127,7 +128,9 @@ class GatewayHandler:
         talk = self._talks[server]
         conversation = talk.conversation
         if session.authenticated:
-            conversation.session = replace(conversation.session, trust=Trust.AUTHENTICATED)
+            conversation.session = replace(
+                conversation.session, trust=Trust.AUTHENTICATED, user=_user(session.auth_data)
+            )
         extensions = self._gatekeeper.extensions()
         line = " ".join([f"MAIL FROM:{_path(address)}", *mail_options])
         try:
@@ -176,7 +179,7 @@ class GatewayHandler:
     ) -> str:
         conversation = self._talks[server].conversation
         # the octets also where aiosmtpd was told to decode them; unstuffed, as after BDAT
-        fault = self._feed(conversation, envelope.original_content or b"")
+        fault = await self._feed(conversation, envelope.original_content or b"")
         answer = await conversation.eom(fault)
         self._tell(conversation)
         return self._say(server, answer)
@@ -261,8 +264,8 @@ class GatewayHandler:
             kept.append(response)
         return kept
 
-    def _feed(self, conversation: Conversation, content: bytes) -> Fault | None:
-        """Have the content looked at as it would be on the wire; what is wrong with it."""
+    async def _feed(self, conversation: Conversation, content: bytes) -> Fault | None:
+        """Have the content looked at as it would be on the wire, in turns; what is wrong with it."""
         conversation.begin_content(is_stuffed=False)
         decoder = BdatDecoder(
             max_bytes=self._gatekeeper.extensions().size, max_line_bytes=self._max_line_bytes
@@ -272,6 +275,7 @@ class GatewayHandler:
             block, _ = decoder.feed(content[at : at + _BLOCK_BYTES])
             if block:
                 conversation.content(block)
+            await asyncio.sleep(0)
         if end := decoder.finish():
             conversation.content(end)
         return decoder.fault
@@ -326,6 +330,14 @@ def _address(peer: Any) -> tuple[IPv4Address | IPv6Address, int]:
     if isinstance(peer, tuple) and len(peer) >= 2:
         return client_address(peer[0]), int(peer[1])
     return _NOWHERE, 0
+
+
+def _user(auth_data: Any) -> str | None:
+    """Who has authenticated, where the authenticator has said so as aiosmtpd's own LoginPassword does."""
+    login = getattr(auth_data, "login", None)
+    if isinstance(login, bytes):
+        login = login.decode("utf-8", "backslashreplace")
+    return login if isinstance(login, str) and login else None
 
 
 def _tls(ssl_object: Any) -> TlsInfo | None:

@@ -26,13 +26,17 @@ def follow_decisions(
     """
     told: dict[str, str] = {}  # tx -> its time
     wanted = dict(query)
+    begin: str | None = None  # what is older was there before and is more than was asked for
     while True:
-        records = ask(wanted)["decisions"]
+        answer = ask(wanted)
+        records = answer["decisions"]
         assert isinstance(records, list)
+        if begin is None:
+            begin = min(map(_time, records), default="") if answer.get("truncated") else ""
         newest = max(told.values(), default="")
         for record in reversed(records):
-            if isinstance(record, dict) and (tx := str(record.get("tx"))) not in told:
-                told[tx] = str(record.get("timestamp"))
+            if _time(record) >= begin and (tx := str(record.get("tx"))) not in told:
+                told[tx] = _time(record)
                 newest = max(newest, told[tx])
                 yield record
         if newest:
@@ -40,6 +44,10 @@ def follow_decisions(
             told = {tx: at for tx, at in told.items() if at >= since}
             wanted = {**query, "since": since, "limit": str(MAX_LIMIT)}
         pause(_EVERY_S)
+
+
+def _time(record: Mapping[str, object]) -> str:
+    return str(record.get("timestamp"))
 
 
 def _earlier(timestamp: str) -> str:

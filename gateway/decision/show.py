@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from math import isfinite
 from typing import Final, TypeAlias
@@ -35,6 +35,8 @@ SHOWN_FIELDS: Final = frozenset(
         *(b"arc-seal", b"arc-message-signature", b"arc-authentication-results"),
     )
 )
+# Keys of texts that are free, and may name whom they are about by the local part alone.
+_WORDS: Final = frozenset(("text", "error", "evidence", "value"))
 # RFC 5322 2.2.3: a line end before white space is folding
 _FIELD_END = re.compile(rb"\r\n(?![ \t])")
 # A text that a policy made may be of any size; what a person or a program reads of it need not be.
@@ -97,14 +99,18 @@ def to_json(decision: Decision, *, in_full: bool = True) -> dict[str, Json]:
 
 def redacted(record: Mapping[str, Json], redaction: Redaction) -> dict[str, Json]:
     """A record of `to_json` without what is to be taken out; of the header nothing is left, for it is full of names."""
-    shown: dict[str, Json] = redaction.values(record)
-    if isinstance(user := record.get("user"), str):
+    sender, user, rcpts = record.get("mail_from"), str(record.get("user") or ""), record.get("rcpts")
+    names = [str(sender or ""), user]
+    if isinstance(rcpts, list):
+        names += [str(each["rcpt"]) for each in rcpts if isinstance(each, Mapping)]
+    said = {key: _said(value, key, names, redaction) for key, value in record.items()}
+    shown: dict[str, Json] = redaction.values(said)
+    if user:
         shown["user"] = redaction.user(user)
     if "header_octets" in shown:
         del shown["header_octets"]
         shown["header"] = []
         shown["omitted_header_bytes"] = record["omitted_header_bytes"]
-    sender = record.get("mail_from")
     local = sender.rpartition("@")[0].lower() if isinstance(sender, str) else ""
     dns = shown.get("dns")
     if redaction.hides_local_parts and local and isinstance(dns, list):
@@ -116,6 +122,19 @@ def redacted(record: Mapping[str, Json], redaction: Redaction) -> dict[str, Json
                     [HIDDEN if each.lower() in (local, *local.split(".")) else each for each in labels]
                 )
     return shown
+
+
+def _said(value: Json, key: str, names: Sequence[str], redaction: Redaction) -> Json:
+    """A value in which what is said in words, by a downstream or a policy, is without these names."""
+    match value:
+        case str():
+            return redaction.about(names, value) if key in _WORDS else value
+        case Mapping():
+            return {of: _said(each, of, names, redaction) for of, each in value.items()}
+        case list():
+            return [_said(each, key, names, redaction) for each in value]
+        case _:
+            return value
 
 
 def _in_full(decision: Decision) -> dict[str, Json]:

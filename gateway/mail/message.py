@@ -268,11 +268,18 @@ def apply_edits(
     return EditedContent(stuff(prefix), message.body, start)
 
 
-def split_edits(edits: Sequence[HeaderEdit]) -> tuple[list[AddField], set[bytes]]:
-    """Verdicts' edits as the fields to add and the lower-case names to remove."""
-    added = [e for e in edits if isinstance(e, AddField)]
+def split_edits(edits: Sequence[HeaderEdit], *, smtputf8: bool) -> tuple[list[AddField], set[bytes]]:
+    """Verdicts' edits as the fields to add and the lower-case names to remove.
+
+    RFC 6532: text beyond ASCII is for a message that is `smtputf8`; in others "?" stands for it.
+    """
+    added = [e if smtputf8 or e.value.isascii() else _in_ascii(e) for e in edits if isinstance(e, AddField)]
     removed = {e.name.lower().encode("ascii") for e in edits if not isinstance(e, AddField)}
     return added, removed
+
+
+def _in_ascii(edit: AddField) -> AddField:
+    return AddField(edit.name, edit.value.encode("ascii", "replace").decode("ascii"))
 
 
 def _format_field(edit: AddField) -> bytes:

@@ -85,7 +85,7 @@ class FakeStore:
             case Take():
                 end = now if value is None else self._entries[key][1]
                 after_s, wait_s = taken(end - now, operation)
-                if wait_s == 0:
+                if wait_s == 0 or after_s < end - now:
                     self._entries[key] = (b"", now + after_s)
                 return wait_s
             case Delete():

@@ -185,6 +185,23 @@ def test_what_is_to_be_redacted_is_in_no_value(style: str) -> None:
 
 
 @pytest.mark.parametrize("style", STYLES)
+def test_words_about_somebody_are_redacted_too(style: str) -> None:
+    with opened(style, redaction=Redaction(["local_parts"])) as lines:
+        told: dict[str, object] = {
+            "user": "carl",
+            "mail_from": "ann@example.net",
+            "rcpts": ["bob@example.org"],
+        }
+        refused = ["550 5.1.1  downstream dora@example.org"]
+        lines.log.info(
+            "message.rejected", **told, refused=refused, text="Bob and dora? Not for carl", error="ann"
+        )
+        lines.log.warning("auth.refused", user="carl")
+        read = lines.read()
+    assert not re.search("(?i)ann|bob|carl|dora", read)
+
+
+@pytest.mark.parametrize("style", STYLES)
 def test_debug_is_written_where_it_is_wanted(style: str) -> None:
     with opened(style, with_debug=True) as lines:
         lines.log.debug("debug.dialogue", side="client", line="NOOP")

@@ -14,14 +14,16 @@ from gateway.decision.follow import follow_decisions
 from tests.decision.records import DENIED, decision
 
 
-def followed(*answers: list[dict[str, Any]], take: int) -> tuple[list[str], list[Mapping[str, str]]]:
+def followed(
+    *answers: list[dict[str, Any]], take: int, is_truncated: bool = False
+) -> tuple[list[str], list[Mapping[str, str]]]:
     """The ids that come of these answers, each the newest first, and what was asked."""
     asked: list[Mapping[str, str]] = []
     left: Iterator[list[dict[str, Any]]] = iter(answers)
 
     def ask(query: Mapping[str, str]) -> Mapping[str, object]:
         asked.append(query)
-        return {"decisions": next(left)}
+        return {"decisions": next(left), "truncated": is_truncated, "errors": []}
 
     records = follow_decisions(ask, {"rcpt": "example.org", "limit": "3"}, pause=lambda _: None)
     return [str(record["tx"]) for record in islice(records, take)], asked
@@ -38,6 +40,12 @@ def test_each_comes_once_the_oldest_first() -> None:
     assert asked[0] == {"rcpt": "example.org", "limit": "3"}
     # what another worker said a little later than its time is not missed
     assert asked[1] == {"rcpt": "example.org", "limit": "1000", "since": "2001-09-09T01:46:32.000Z"}
+
+
+def test_what_was_there_before_and_is_more_than_was_asked_for_is_not_told_later() -> None:
+    one, two, three, four = shown(1), shown(2), shown(3), shown(4)
+    found, _ = followed([three, two], [three, two, one], [four, three, two, one], take=3, is_truncated=True)
+    assert found == [two["tx"], three["tx"], four["tx"]]
 
 
 def test_nothing_yet_is_asked_again_as_it_was() -> None:

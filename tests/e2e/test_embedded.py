@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiosmtpd.smtp import AuthResult
 
 from tests.e2e.certificates import Tls
 from tests.e2e.client import Client
@@ -144,6 +145,18 @@ def test_nobody_else_is_believed(sink: Downstream, tmp_path: Path) -> None:
         talker.send(b"PROXY TCP4 192.0.2.9 127.0.0.1 4711 25\r\n")
         assert talker.is_at_eof()
     assert lines(server, "proxy.refused") == [{"peer": "127.0.0.1", "error": "unlisted"}]
+
+
+def test_policies_know_who_has_authenticated(sink: Downstream, tmp_path: Path) -> None:
+    def authenticator(_server: Any, _session: Any, _envelope: Any, _mechanism: str, data: Any) -> AuthResult:
+        return AuthResult(success=data.password == b"secret", auth_data=data)
+
+    options = {"authenticator": authenticator, "auth_require_tls": False}
+    with embedded(sink, tmp_path, **options) as server, smtplib.SMTP(*server.address) as client:
+        client.login("ann", "secret")
+        client.sendmail(SENDER, [RCPT], ODD)
+    (line,) = lines(server, "message.accepted")
+    assert (line["trust"], line["user"]) == ("authenticated", "ann")
 
 
 # --- trouble ----------------------------------------------------------------------------------------------------

@@ -348,8 +348,16 @@ def test_content_may_be_sent_again() -> None:
     assert sent(edited) == sent(edited)
 
 
+def test_text_beyond_ascii_is_added_to_messages_that_may_have_it_only() -> None:
+    edit = AddField("X-Note", "caf\u00e9\r\n folded")
+    assert split_edits([edit], smtputf8=True) == ([edit], set())
+    assert split_edits([edit], smtputf8=False) == ([AddField("X-Note", "caf?\r\n folded")], set())
+
+
 def test_edits_are_told_apart() -> None:
-    added, removed = split_edits([OURS, RemoveFields("Received-SPF"), AddField("A", "1"), RemoveFields("X")])
+    added, removed = split_edits(
+        [OURS, RemoveFields("Received-SPF"), AddField("A", "1"), RemoveFields("X")], smtputf8=False
+    )
 
     assert added == [OURS, AddField("A", "1")]
     assert removed == {b"received-spf", b"x"}

@@ -61,6 +61,11 @@ def received(count: int, by: bytes = b"mx.example.net") -> bytes:
         ),
         (message(without=b"Date", instead=b"Date: Wed, 15 Nov 2023 22:13:20 +0000\r\n"), "", ""),
         (message(without=b"Date", instead=b"Date: 1 Jan 1999 00:00 -0000\r\n"), "", ""),
+        (
+            message(without=b"Date", instead=b"Date: (a (b) \\)) Fri, 21 Nov 1997 09(c): 55 : 06 -0600\r\n"),
+            "",
+            "",
+        ),
         (message(without=b"Message-ID"), "no_message_id", "there is no message-id"),
         (message(b"X-A: " + b"x" * 994 + b"\r\n"), "long_line", "a line has 999 octets"),
         (message(b"X-A: " + b"x" * 993 + b"\r\n"), "", ""),

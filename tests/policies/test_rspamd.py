@@ -173,6 +173,7 @@ def test_a_message_that_is_too_large_is_not_sent() -> None:
         b'{"error": "cannot scan"}',
         b'{"action": 5}',
         b'{"action": "reject", "score": 1e999}',
+        b'{"action": "reject", "score": 1' + b"0" * 400 + b"}",
         b"[" * 50_000,
         b"\xff",
     ],
@@ -182,6 +183,11 @@ def test_what_is_no_answer_is_a_failure_and_the_mail_goes_on(answer: bytes) -> N
     assert one.reply.code == 250
     assert len(one.failures) == 1
     assert b"X-Mxgate-Rspamd" not in (one.message or b"")
+
+
+def test_a_number_without_end_is_no_answer() -> None:
+    with pytest.raises(HttpError, match="none of rspamd"):
+        read_answer(HttpResponse(200, b'{"action": "reject", "score": 1' + b"0" * 400 + b"}"))
 
 
 def test_another_status_and_nobody_there_are_failures() -> None:

@@ -32,6 +32,10 @@ _RESERVED = frozenset({"timestamp", "level", "event", "exc_info", "exception", "
 # Keys whose addresses are the operator's own, not a client's.
 _NEVER_REDACTED = frozenset({"host", "peer", "listen", "listen_tls", "admin", "nameservers", "version"})
 
+# Whom a line is about, and what is said of them in words.
+_NAMES = ("mail_from", "rcpts", "rcpt", "refused", "user")
+_FREE_TEXTS = ("text", "error")
+
 # The kinds of lines are few: each is an event of ours with its keys.
 _MAX_TEMPLATES = 256
 
@@ -242,8 +246,13 @@ class _RedactingLog:
 
     def _redacted(self, keys: dict[str, object]) -> dict[str, object]:
         shown = {key: value if key in _NEVER_REDACTED else self._value(value) for key, value in keys.items()}
-        if isinstance(user := keys.get("user"), str):
-            shown["user"] = self._redaction.user(_text(user))
+        if "user" in keys:
+            shown["user"] = self._redaction.user(_text(keys["user"]))
+        if any(key in keys for key in _FREE_TEXTS):
+            names = [name for key in _NAMES if key in keys for name in _names(keys[key])]
+            shown |= {
+                key: self._redaction.about(names, _text(keys[key])) for key in _FREE_TEXTS if keys.get(key)
+            }
         return shown
 
     def _value(self, value: object) -> object:
@@ -254,6 +263,12 @@ class _RedactingLog:
                 return [self._value(each) for each in value]
             case _:
                 return self._redaction.text(_text(value))
+
+
+def _names(value: object) -> list[str]:
+    """The addresses of a key; of an entry of `refused` the last word is one."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return [_text(each).rpartition(" ")[2] for each in values]
 
 
 def _json(value: object) -> str:

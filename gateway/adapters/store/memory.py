@@ -104,8 +104,9 @@ class MemoryStore:
         return None if packed is None or _END.unpack_from(packed)[0] <= now else packed
 
     def _take(self, take: Take, packed: bytes | None, now: float) -> float:
-        after_s, wait_s = taken(0.0 if packed is None else _END.unpack_from(packed)[0] - now, take)
-        if wait_s == 0 and after_s > 0:
+        lacks_s = 0.0 if packed is None else _END.unpack_from(packed)[0] - now
+        after_s, wait_s = taken(lacks_s, take)
+        if after_s > 0 and (wait_s == 0 or after_s < lacks_s):
             self._set(take.key, b"", now, after_s)
         elif wait_s == 0 and packed is not None:
             self._keep(take.key, _DELETED)

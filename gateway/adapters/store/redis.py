@@ -67,9 +67,14 @@ return n"""
 # An entry that does not end is none of a bucket.
 _TAKE = """
 local lacks = redis.call('PTTL', KEYS[1])
+local cost, capacity = tonumber(ARGV[1]), tonumber(ARGV[2])
 if lacks < 0 then lacks = 0 end
-local cost, after = tonumber(ARGV[1]), lacks + ARGV[1]
-if cost > 0 and after > tonumber(ARGV[2]) then return after - ARGV[2] end
+if lacks > capacity then
+  lacks = capacity
+  redis.call('SET', KEYS[1], '', 'PX', capacity)
+end
+local after = lacks + cost
+if cost > 0 and after > capacity then return after - capacity end
 if after > 0 then redis.call('SET', KEYS[1], '', 'PX', after) else redis.call('DEL', KEYS[1]) end
 return 0"""
 

@@ -226,8 +226,9 @@ class SqliteStore:
         assert self._database is not None
         execute, key = self._database.execute, take.key
         _, end_ms = execute(_GET_END, (key, now_ms)).fetchone() or (None, now_ms)
-        after_s, wait_s = taken((end_ms - now_ms) / 1000, take)
-        if wait_s == 0 and after_s > 0:
+        lacks_s = (end_ms - now_ms) / 1000
+        after_s, wait_s = taken(lacks_s, take)
+        if after_s > 0 and (wait_s == 0 or after_s < lacks_s):
             execute(_PUT, (key, b"", _end_ms(now_ms, after_s)))
         elif wait_s == 0:
             execute(_DELETE, (key,)).fetchone()

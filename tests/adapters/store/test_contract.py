@@ -112,6 +112,18 @@ async def test_what_is_given_back_to_a_bucket_can_be_taken_again(keys: Keyspace)
     assert [await keys.ask(take), await keys.ask(take) > 0] == [0, True]
 
 
+async def test_a_bucket_never_lacks_more_than_it_holds(keys: Keyspace) -> None:
+    # as behind a clock that was set back
+    await keys.ask(keys.put("a", b"", ttl_s=DAY_S))
+    take = keys.take("a", 0.05, capacity_s=0.1)
+    assert 0 < await keys.ask(take) <= 0.05
+
+    async def has_one() -> bool:
+        return await keys.ask(take) == 0
+
+    await eventually(has_one, within_s=5, what="the bucket fills")
+
+
 async def test_of_fifty_who_take_at_once_as_many_get_as_there_is(keys: Keyspace) -> None:
     waits = await asyncio.gather(*(keys.ask(keys.take("a", 100, capacity_s=1000)) for _ in range(50)))
     assert sum(wait_s == 0 for wait_s in waits) == 10
