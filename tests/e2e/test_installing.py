@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ import gateway
 from tests.e2e.debian import Debian
 from tests.e2e.downstream import Downstream
 from tests.e2e.gateway import Gateway, config_for
-from tests.e2e.net import LOOPBACK, is_listening, wait_until
+from tests.e2e.net import LOOPBACK, Address, is_listening, wait_until
 from tests.test_docs import README, blocks
 
 pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.timeout(900)]
@@ -40,6 +41,11 @@ def pythons() -> dict[str, str]:
         if program := next(iter([*map(str, sorted(places)), *([on_path] if on_path else [])]), None):
             found[version] = program
     return found
+
+
+def greeting(address: Address) -> bytes:
+    with socket.create_connection(address, timeout=60) as client:
+        return client.recv(100)
 
 
 def without_the_tests_own() -> dict[str, str]:
@@ -150,10 +156,11 @@ def demo(debian: Debian, tmp_path: Path) -> Iterator[Path]:
 
     def serves() -> bool:
         assert process.poll() is None, log.read_text()
-        return is_listening(DEMO)
+        # the supervisor listens before its worker has opened the store
+        return is_listening(DEMO) and b"220 " in greeting(DEMO)
 
     try:
-        wait_until(serves, within_s=600, what="the demo listens")
+        wait_until(serves, within_s=600, what="the demo serves")
         yield debian.root / "root" / "mxgate"
         os.killpg(process.pid, signal.SIGINT)
         process.wait(timeout=60)
