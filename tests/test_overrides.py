@@ -229,11 +229,20 @@ async def test_a_refusal_of_one_policy_does_not_hide_that_of_another(stage: Stag
     assert answers.replies == (NEVER, LATER)
 
 
+async def test_a_refusal_of_a_message_ends_its_stage_where_other_domains_differ_too() -> None:
+    first = step(SaysFirst({Stage.EOM: reject("a", NEVER)}), Override("free.example", Mode.OFF))
+    behind = SaysLast()
+    talk = await World(first, step(behind)).content()
+
+    assert (await talk.eom(None)).reply == NEVER
+    assert [stage for stage, _ in behind.transactions] == [Stage.MAIL, Stage.RCPT]
+
+
 @pytest.mark.parametrize("stage", EARLY)
 async def test_a_held_refusal_is_not_for_domains_whose_policy_is_observed_or_off(stage: Stage) -> None:
     verdicts: dict[Stage | str, Verdict] = {stage: defer("grey", LATER)}
     overrides = [Override("off.example", Mode.OFF), Override("observe.example", Mode.OBSERVE)]
-    world = World(step(Says(verdicts), *overrides))
+    world = World(step(Says(verdicts), *overrides), step(SaysSecond({stage: proceed(reason="known")})))
     talk = await world.mail()
 
     answers = await talk.rcpt(

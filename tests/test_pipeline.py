@@ -297,15 +297,20 @@ async def test_who_requires_one_behind_the_answer_is_behind_it(
 
 @pytest.mark.parametrize("verdict", [defer("grey", LATER), reject("bad", NEVER)], ids=["defer", "reject"])
 @pytest.mark.parametrize("speak", [say, say_later])
+@pytest.mark.parametrize("stage", Stage)
 async def test_a_refusal_ends_the_stage_behind_its_rank(
-    services: FakeServices, seen: list[str], verdict: Verdict, speak: Callable[[object], Hook]
+    services: FakeServices, seen: list[str], verdict: Verdict, speak: Callable[[object], Hook], stage: Stage
 ) -> None:
     pipeline = Pipeline(
-        [policy("strict", speak(verdict)), noted(seen, "beside"), noted(seen, "behind", after=("strict",))],
+        [
+            policy("strict", speak(verdict), stages=[stage]),
+            noted(seen, "beside", stages=[stage]),
+            noted(seen, "behind", stages=[stage], after=("strict",)),
+        ],
         services,
     )
 
-    assert await pipeline.eom(TX) == Decided(verdict, "strict")
+    assert await run_stage(pipeline, stage) == Decided(verdict, "strict")
     assert seen == ["beside"]
 
 
@@ -512,6 +517,44 @@ FAILURES = [
     pytest.param(say(unsound(edits=[AddField("A", "1")])), "verdict", "holds what is no", id="unsound-edits"),
 ]
 
+# what an author of policies may put into a Verdict or an AuthResult where no mypy looks
+UNSOUND = [
+    {"results": [SPF]},
+    {"edits": (("X-A", "1"),)},
+    {"evidence": "seen"},
+    {"results": ({"method": "spf"},)},
+    {"results": (AuthResult(b"spf", Result.PASS),)},  # type: ignore[arg-type]
+    {"results": (AuthResult("spf", "pass"),)},  # type: ignore[arg-type]
+    {"results": (AuthResult("spf", Result.PASS, None),)},  # type: ignore[arg-type]
+    {"results": (AuthResult("spf", Result.PASS, "", []),)},  # type: ignore[arg-type]
+    {"results": (AuthResult("spf", Result.PASS, "", (["a.b", "c"],)),)},  # type: ignore[arg-type]
+    {"results": (AuthResult("spf", Result.PASS, "", ("ab",)),)},  # type: ignore[arg-type]
+    {"results": (AuthResult("spf", Result.PASS, "", (("a.b", "c", "d"),)),)},  # type: ignore[arg-type]
+    {"results": (AuthResult("spf", Result.PASS, "", (("a.b", b"c"),)),)},  # type: ignore[arg-type]
+    {"results": (AuthResult("spf", Result.PASS, "", ((b"a.b", "c"),)),)},  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize("fields", UNSOUND, ids=str)
+async def test_a_verdict_that_holds_what_its_types_do_not_allow_is_a_failure(
+    services: FakeServices, fields: dict[str, object]
+) -> None:
+    pipeline = Pipeline([policy("p", say(unsound(**fields)))], services)
+
+    assert (await pipeline.eom(TX)).verdict == proceed(reason="policy_failed")
+    assert services.metrics.of("mxgate_policy_failures_total") == {("p", "eom", "verdict"): 1}
+
+
+async def test_a_sound_verdict_counts_whatever_it_holds(services: FakeServices) -> None:
+    class Seen:
+        def lines(self) -> Sequence[str]:
+            return ["seen"]
+
+    found = AuthResult("spf", Result.PASS, "", (("smtp.mailfrom", "example.org"), ("smtp.helo", "a.example")))
+    verdict = quarantine("odd", results=[found], edits=[AddField("X-A", "1")], evidence=Seen())
+
+    assert await Pipeline([policy("p", say(verdict))], services).eom(TX) == Decided(verdict, "p")
+
 
 @pytest.mark.parametrize("stage", Stage)
 @pytest.mark.parametrize("on_error", OnError)
@@ -624,12 +667,14 @@ async def test_a_policy_that_hangs_has_failed_at_its_own_deadline(
 ) -> None:
     hang = Hang()
     step = policy("hangs", hang, stages=[stage], timeout_s=3, on_error=on_error, method="spf")
+    services.clock.advance(60)
     running = asyncio.ensure_future(run_stage(Pipeline([step], services), stage))
     await turns()
 
     loop_time.advance(2.9)
     await turns()
     assert not running.done()
+    services.clock.advance(3.1)
     loop_time.advance(0.2)
     decided = await running
 
@@ -637,8 +682,25 @@ async def test_a_policy_that_hangs_has_failed_at_its_own_deadline(
     assert decided.verdict.results == (temperror,)
     assert decided.verdict.reply == (None if on_error is OnError.CONTINUE else reply.INTERNAL)
     assert services.metrics.of("mxgate_policy_failures_total") == {("hangs", stage, "timeout"): 1}
+    assert services.metrics.observed["mxgate_policy_duration_seconds", "hangs", stage] == pytest.approx([3.1])
     await turns()
     assert hang.cancelled
+
+
+async def test_who_blocked_the_loop_before_it_hung_is_told_about(
+    services: FakeServices, loop_time: LoopTime
+) -> None:
+    async def hook() -> object:
+        services.clock.advance(0.6)
+        return await Hang()()
+
+    running = asyncio.ensure_future(Pipeline([policy("hangs", hook, timeout_s=3)], services).eom(TX))
+    await turns()
+    loop_time.advance(3)
+
+    assert (await running).verdict.reason == "policy_failed"
+    (line,) = services.log.of("warning")
+    assert (line.event, line.keys["seconds"]) == ("policy.blocked", 0.6)
 
 
 async def test_one_that_hangs_does_not_take_the_others_verdicts_along(
@@ -713,6 +775,9 @@ async def test_a_rank_that_hangs_leaves_those_behind_it_their_share(
     running = asyncio.ensure_future(run_stage(Pipeline(steps, services), Stage.EOM))
     await turns()
     loop_time.advance(budget / 2)
+    await turns()
+    # the last rank has all that is left
+    loop_time.advance(budget / 2 - 1)
     await turns()
     gate.set()
 
@@ -914,8 +979,9 @@ async def test_cancelling_the_outcome_is_obeyed(services: FakeServices, seen: li
     assert services.log.lines == []
 
 
-def test_knows_whether_anybody_wants_outcomes(services: FakeServices) -> None:
+def test_knows_whether_anybody_wants_outcomes_or_signs(services: FakeServices) -> None:
     assert not Pipeline([policy("p")], services).plans_outcome
+    assert not Pipeline([policy("p")], services).plans_send
     assert Pipeline([policy("p"), told("t", go_on)], services).plans_outcome
 
 
@@ -942,6 +1008,7 @@ async def test_the_default_hooks_go_on() -> None:
 def test_a_policy_has_its_ranks_share_of_the_stage_that_leaves_it_least() -> None:
     steps = [
         policy("relay_guard", stages=[Stage.RCPT]),
+        policy("limits", stages=[Stage.RCPT]),
         policy("spf", stages=[Stage.MAIL]),
         policy("dkim"),
         policy("arc"),
@@ -951,11 +1018,13 @@ def test_a_policy_has_its_ranks_share_of_the_stage_that_leaves_it_least() -> Non
     ]
     eom, rcpt = STAGE_BUDGET_S[Stage.EOM], STAGE_BUDGET_S[Stage.RCPT]
     assert least_times(steps) == {
-        "relay_guard": rcpt / 2,
+        # alone, then those before the downstream's answer, then those behind it
+        "relay_guard": rcpt / 3,
+        "limits": rcpt / 3,
         "spf": STAGE_BUDGET_S[Stage.MAIL],
         "dkim": eom / 3,
         "arc": eom / 3,
         "dmarc": eom / 3,
-        "grey": eom / 3,
+        "grey": rcpt / 3,
         "idle": inf,
     }

@@ -264,3 +264,24 @@ def test_a_line_that_downstreams_may_refuse_is_not_added() -> None:
     assert forbidden(AddField("X-A", f"{fits}\r\n {fits}")) == ""
     assert forbidden(AddField("X-A", f"{fits}x")) == "X-A has a line of more than 998 characters"
     assert forbidden(AddField("X-A", f"a\r\n {'x' * 998}")) == "X-A has a line of more than 998 characters"
+    # shorter lines would not help
+    assert "signs" in forbidden(AddField("ARC-Seal", f"{fits}x"))
+
+
+@pytest.mark.parametrize(
+    ("edit", "is_allowed"),
+    [
+        (AddField("DKIM-Signature", "v=1"), True),
+        (AddField("dkim-signature", "v=1"), True),
+        (AddField("X-Test", "a"), False),
+        (RemoveFields("DKIM-Signature"), False),
+        # taken out at EOM, where it is not yet signed
+        (RemoveFields("Received-SPF"), False),
+    ],
+    ids=repr,
+)
+def test_behind_the_edits_signatures_are_added_and_nothing_else_is_done(
+    edit: AddField | RemoveFields, is_allowed: bool
+) -> None:
+    why = f"{edit.name} is no signature, which is all that is added behind the edits"
+    assert forbidden(edit, is_last=True) == ("" if is_allowed else why)

@@ -98,6 +98,15 @@ def test_an_aligned_pass_goes_on() -> None:
     )
 
 
+@pytest.mark.parametrize("trust", Trust)
+@pytest.mark.parametrize("source", [AddressSource.SOCKET, AddressSource.HIDDEN])
+def test_of_a_pass_nothing_is_said_but_the_pass(trust: Trust, source: AddressSource) -> None:
+    policy = policy_of(zone(bank_example="p=reject; t=y"), exceptions=("bank.example",))
+    verdict = run(policy, transaction(spf("bank.example"), trust=trust, source=source))
+    assert (verdict.action, verdict.reason) == (Action.CONTINUE, "")
+    assert (result_of(verdict).result, result_of(verdict).reason) == (Result.PASS, "")
+
+
 def test_a_spoof_is_rejected_where_the_owner_asks_for_it() -> None:
     verdict = run(policy_of(), transaction(spf("attacker.example"), dkim("attacker.example")))
     assert (verdict.action, verdict.reason) == (Action.REJECT, "dmarc_fail")
@@ -138,7 +147,7 @@ def test_a_fail_is_handled_as_the_operator_sets_it(wish: str, handling: Handling
 
 
 def test_messages_are_counted_by_result_policy_and_disposition() -> None:
-    services = FakeServices(dns=FakeDns(zone(bank_example="p=quarantine")))
+    services = FakeServices(dns=FakeDns(zone(bank_example="p=quarantine", unsure_example="p=x")))
     policy = Dmarc(DmarcSettings(), services)
     run(policy, transaction())
     run(policy, transaction())
@@ -146,21 +155,22 @@ def test_messages_are_counted_by_result_policy_and_disposition() -> None:
     run(policy, transaction(trust=Trust.TRUSTED))
     run(policy, transaction(header="From: a@nowhere.example"))
     run(policy, transaction(header="X: y"))
+    run(policy, transaction(header="From: a@unsure.example"))
     assert services.metrics.of("messages_total") == {
         ("fail", "quarantine", "quarantine"): 2,
         ("pass", "quarantine", "continue"): 1,
         ("fail", "quarantine", "continue"): 1,
-        ("none", "absent", "continue"): 1,
+        ("none", "absent", "continue"): 2,
         ("permerror", "absent", "reject"): 1,
     }
 
 
-def test_a_domain_without_a_record_gets_none() -> None:
-    verdict = run(policy_of(zone()), transaction())
+@pytest.mark.parametrize("dns", [zone(), zone(bank_example="p=x")], ids=["no record", "no policy"])
+def test_a_domain_without_a_policy_gets_none(dns: Zone) -> None:
+    verdict = run(policy_of(dns), transaction())
     assert verdict.action is Action.CONTINUE
-    assert result_of(verdict) == AuthResult(
-        "dmarc", Result.NONE, properties=(("header.from", "bank.example"),)
-    )
+    result = result_of(verdict)
+    assert (result.result, result.properties) == (Result.NONE, (("header.from", "bank.example"),))
 
 
 def test_the_null_reverse_path_counts_helo_and_a_reverse_path_does_not() -> None:
@@ -185,6 +195,7 @@ def test_mail_without_one_author_is_rejected_or_marked(
     tx = transaction(spf("bank.example"), header=header, source=source)
     verdict = run(policy_of(), tx)
     assert (verdict.action, verdict.reason, verdict.reply) == (Action.REJECT, reason, BAD_FROM)
+    assert (BAD_FROM.code, BAD_FROM.enhanced) == (550, "5.6.0")
     assert result_of(verdict).result is Result.PERMERROR
     marked = run(policy_of(on_bad_from=BadFrom.MARK), tx)
     assert (marked.action, marked.reason) == (Action.CONTINUE, reason)
@@ -270,6 +281,10 @@ class BurntDns(FakeDns):
         self.questions = questions
         self.keys: list[tuple[float | None, bool]] = []
 
+    def prefetch(self, lookup: Lookup[object], tx: Transaction, *, own_budget: bool = False) -> None:
+        self.keys.append((None, own_budget))
+        lookup.close()
+
     async def run(
         self,
         lookup: Lookup[T],
@@ -295,9 +310,12 @@ class BurntDns(FakeDns):
 def test_time_that_is_used_up_defers_whatever_is_set(questions: int) -> None:
     dns = BurntDns(zone(bank_example="p=none; sp=reject; np=none"), questions)
     policy = Dmarc(DmarcSettings(on_record_temperror=TemporaryHandling.CONTINUE), FakeServices(dns=dns))
-    verdict = run(policy, transaction(header="From: a@mail.bank.example"))
+    tx = transaction(header="From: a@mail.bank.example")
+    policy.on_header(tx)
+    verdict = run(policy, tx)
     assert (verdict.action, verdict.reason) == (Action.DEFER, "dmarc_temperror")
-    assert dns.keys == [(JUDGE_S, True)]
+    # strangers' names have used up nothing of this
+    assert dns.keys == [(None, True), (JUDGE_S, True)]
 
 
 def test_time_that_is_used_up_for_the_organization_does_not_let_a_spoof_in() -> None:
@@ -374,6 +392,22 @@ def test_what_is_not_proved_overrides_nothing(
     settings: dict[str, Any], results: tuple[AuthResult, ...]
 ) -> None:
     assert run(policy_of(**settings), transaction(*results)).action is Action.REJECT
+
+
+@pytest.mark.parametrize(
+    ("record", "sealer", "action"),
+    [
+        ("p=reject", "policy.trusted-sealer", Action.DEFER),
+        ("p=reject", "header.d", Action.REJECT),
+        ("p=quarantine", "policy.trusted-sealer", Action.QUARANTINE),
+        ("p=none", "policy.trusted-sealer", Action.CONTINUE),
+    ],
+)
+def test_what_a_listed_sealer_may_yet_vouch_for_is_not_refused_for_good(
+    record: str, sealer: str, action: Action
+) -> None:
+    arc = AuthResult("arc", Result.TEMPERROR, properties=((sealer, "list.test"),))
+    assert run(policy_of(zone(bank_example=record)), transaction(arc)).action is action
 
 
 def test_discovery_by_the_public_suffix_list() -> None:

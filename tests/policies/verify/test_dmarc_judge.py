@@ -108,6 +108,12 @@ def test_siblings_below_a_public_suffix_are_not_aligned() -> None:
     assert judged(dns, "giant.bank.example", dkim("mail.giant.bank.example")).result is PASS
 
 
+def test_a_top_level_domain_authenticates_nobody_below_it_whatever_it_says() -> None:
+    dns = zone({"org": "p=reject; psd=n"})
+    assert judged(dns, "example.org", dkim("other.org")).result is PASS
+    assert judged(dns, "example.org", dkim("org")).result is FAIL
+
+
 def test_an_organization_within_another_one_is_not_aligned_with_it() -> None:
     dns = zone({"example.org": "p=reject", "dept.example.org": "p=none; psd=n"})
     found = judged(dns, "example.org", dkim("mail.dept.example.org"))
@@ -145,6 +151,7 @@ def test_walks_are_bounded() -> None:
         ({"example.org": "p=reject; sp=none"}, "example.org", REJECT, "example.org"),
         ({"example.org": "p=reject; sp=quarantine"}, "mail.example.org", QUARANTINE, "example.org"),
         ({"example.org": "p=reject; sp=quarantine; np=none"}, "nosuch.example.org", NONE, "example.org"),
+        ({"example.org": "p=reject; sp=quarantine; np=none"}, "mail.example.org", QUARANTINE, "example.org"),
         ({"example.org": "p=quarantine; t=y"}, "mail.example.org", NONE, "example.org"),
         ({"example.org": "p=none; np=reject; t=y"}, "nosuch.example.org", QUARANTINE, "example.org"),
         (
@@ -297,6 +304,13 @@ def test_discovery_by_the_public_suffix_list() -> None:
     found = judged(dns, "mail.co.za", dkim("other.co.za"), spf("co.za"), discovery=Discovery.PSL)
     assert found.result is FAIL
     assert judged(dns, "bank.org.za", discovery=Discovery.PSL).result is Result.NONE
+    assert judged(dns, "org.za", dkim("bank.org.za"), discovery=Discovery.PSL).result is FAIL
+
+
+def test_the_list_says_without_a_question_what_is_of_one_organization() -> None:
+    dns = zone({"a.mail.co.za": "p=reject", "mail.co.za": "!timeout"})
+    assert judged(dns, "a.mail.co.za", dkim("b.mail.co.za"), discovery=Discovery.PSL).result is PASS
+    assert asked(dns) == ["_dmarc.a.mail.co.za"]
 
 
 def test_identifiers_are_of_mail_from_or_of_helo_never_of_both() -> None:

@@ -115,6 +115,7 @@ def test_shows_what_counts() -> None:
     assert str(record("v=DMARC1; p=reject; t=y; aspf=s")) == (
         "p=reject sp=reject np=reject adkim=r aspf=s psd=u t=y"
     )
+    assert str(record("v=DMARC1; p=none; adkim=s")) == "p=none sp=none np=none adkim=s aspf=r psd=u"
 
 
 TAGS = st.tuples(

@@ -101,7 +101,16 @@ def test_list_search_asks_at_the_registrable_domain_only() -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("a.b.co.uk", "b.co.uk"), ("co.uk", None), ("x.y.unknown", "y.unknown"), ("", None), ("a" * 300, None)],
+    [
+        ("a.b.co.uk", "b.co.uk"),
+        ("co.uk", None),
+        ("x.y.unknown", "y.unknown"),
+        ("", None),
+        ("a" * 300, None),
+        ("a." * 121 + "example.org", "example.org"),
+        # RFC 1035 2.3.4: a name of 254 octets in dots and labels is too long
+        ("aa." + "a." * 120 + "example.org", None),
+    ],
 )
 def test_registrable(name: str, expected: str | None) -> None:
     assert registrable(name) == expected
