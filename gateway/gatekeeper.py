@@ -173,7 +173,8 @@ class Gatekeeper:
         self.authserv_id = settings.authserv_id or settings.hostname
         self.own_ids = own_ids(self.authserv_id, *settings.authserv_id_aliases)
         # fields that nobody but us may have written
-        self.removed = frozenset([settings.quarantine_header.lower().encode("ascii"), b"received-spf"])
+        ours = (settings.quarantine_header.lower().encode("ascii"), b"received-spf")
+        self.removed = pipeline.own_fields.union(ours)
         self.transactions = _ByReason(
             services.metrics.counters(
                 "mxgate_transactions_total",

@@ -261,6 +261,13 @@ class Pipeline:
         # the policies that say nothing about clients who have authenticated
         self.spare_users = frozenset(each.name for each in self.steps if Trust.AUTHENTICATED in each.exempt)
         self.plans_outcome = any(group.outcome for group in groups)
+        # lower-case names: what comes in with one of them is forged
+        self.own_fields = frozenset(
+            name.lower().encode("ascii")
+            for group in groups
+            for policy in group.binds
+            for name in policy.own_fields
+        )
 
     @cached_property
     def _loop(self) -> asyncio.AbstractEventLoop:

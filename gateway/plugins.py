@@ -32,7 +32,7 @@ from gateway.plan import Override, PlanError, Step, rank_of
 from gateway.policy import Mode, OnError, Policy
 from gateway.services import Services
 from gateway.session import Role, Trust
-from gateway.verdict import Stage
+from gateway.verdict import Stage, is_own_field
 
 GROUP = "gateway.policies"
 # Planned without being asked for, where installed; in this order.
@@ -306,12 +306,16 @@ def _checked(name: str, policy: object, what: str) -> type[Policy[Any]]:
 def _undeclarable(policy: type[Policy[Any]]) -> Iterator[str]:
     """What a declaration holds that the engine cannot take; mypy would have told the author."""
     declared: dict[str, object] = {
-        key: getattr(policy, key) for key in ("requires", "after", "method", "on_error", "timeout_s")
+        key: getattr(policy, key)
+        for key in ("requires", "after", "own_fields", "method", "on_error", "timeout_s")
     }
     for key in ("requires", "after"):
         names = declared[key]
         if not isinstance(names, tuple) or not all(isinstance(each, str) for each in names):
             yield f"{key} must be a tuple of policies' names, not {names!r}"
+    fields = declared["own_fields"]
+    if not isinstance(fields, tuple) or not all(map(is_own_field, fields)):
+        yield f'own_fields must be a tuple of names "X-Mxgate-...", not {fields!r}'
     method, on_error, timeout_s = declared["method"], declared["on_error"], declared["timeout_s"]
     if method is not None and not isinstance(method, str):
         yield f"method must be a word or None, not {method!r}"

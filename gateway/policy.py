@@ -99,6 +99,9 @@ class Policy(Generic[S]):
     calls_out: ClassVar[bool] = False
     """Whether it asks a service by connections of its own. Such a policy, and one with `needs_http`, is not asked again
     where mail is judged from a record or with a zone for the world (`mxgate explain`)."""
+    own_fields: ClassVar[tuple[str, ...]] = ()
+    """Names of header fields, "X-Mxgate-...", that this policy alone writes. Where it is enforced, one that comes in is
+    forged, and is taken out of all mail, also where the policy fails or says nothing."""
 
     def __init__(self, settings: S, services: Services) -> None:
         self.settings = settings

@@ -149,6 +149,13 @@ def forbidden(edit: HeaderEdit, reserved: AbstractSet[str] = frozenset(), *, is_
     return f"{edit.name} {why}" if why else ""
 
 
+def is_own_field(name: object) -> bool:
+    """Whether a policy may have this name of a header field for its own."""
+    return (
+        isinstance(name, str) and bool(_FIELD_NAME.fullmatch(name)) and name.lower().startswith("x-mxgate-")
+    )
+
+
 def _entry(table: Mapping[str, str], name: str) -> str:
     """What the table says of a name, "" when nothing."""
     entries = (why for key, why in table.items() if name == key or (key[-1] == "-" and name.startswith(key)))

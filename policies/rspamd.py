@@ -31,7 +31,6 @@ from gateway.api import (
     HttpError,
     HttpResponse,
     Policy,
-    RemoveFields,
     Reply,
     Result,
     Transaction,
@@ -120,13 +119,14 @@ class Rspamd(Policy[RspamdSettings]):
     exempt = (Trust.TRUSTED, Trust.AUTHENTICATED)
     timeout_s = 15.0
     needs_http = True
+    own_fields = (FIELD,)
 
     async def on_eom(self, tx: Transaction) -> Verdict:
         """Raises HttpError."""
         message, settings = tx.message, self.settings
         assert message is not None
         if message.size_bytes > settings.max_message_bytes:
-            return proceed(reason="rspamd_too_large", edits=[RemoveFields(FIELD)])
+            return proceed(reason="rspamd_too_large")
         response = await self.services.http.request(
             "POST",
             settings.url.rstrip("/") + "/checkv2",
@@ -136,7 +136,7 @@ class Rspamd(Policy[RspamdSettings]):
             max_bytes=_MAX_ANSWER_BYTES,
         )
         found = read_answer(response)
-        edits: list[HeaderEdit] = [RemoveFields(FIELD)]
+        edits: list[HeaderEdit] = []
         if settings.show_symbols:
             edits.append(AddField(FIELD, found.field()))
         if found.action in _SPAM:

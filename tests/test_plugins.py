@@ -234,6 +234,10 @@ def test_a_plugin_that_cannot_be_used_is_told_with_its_authors_line(
         ("requires = 'dkim'", "requires must be a tuple of policies' names, not 'dkim'"),
         ("after = ['dkim']", "after must be a tuple of policies' names, not ['dkim']"),
         ("method = 5", "method must be a word or None, not 5"),
+        (
+            "own_fields = ('X-Other',)",
+            """own_fields must be a tuple of names "X-Mxgate-...", not ('X-Other',)""",
+        ),
         ("on_error = 'reject'", "on_error must be OnError.CONTINUE or OnError.DEFER, not 'reject'"),
         ("timeout_s = 0", "timeout_s must be a number of seconds, more than 0 and at most 60, not 0"),
         ("timeout_s = '5'", "timeout_s must be a number of seconds, more than 0 and at most 60, not '5'"),
