@@ -242,11 +242,19 @@ async def test_a_refusal_of_a_message_ends_its_stage_where_other_domains_differ_
 async def test_a_held_refusal_is_not_for_domains_whose_policy_is_observed_or_off(stage: Stage) -> None:
     verdicts: dict[Stage | str, Verdict] = {stage: defer("grey", LATER)}
     overrides = [Override("off.example", Mode.OFF), Override("observe.example", Mode.OBSERVE)]
-    world = World(step(Says(verdicts), *overrides), step(SaysSecond({stage: proceed(reason="known")})))
+    # what else was said at the stage is not held, and spares no recipient its own stage
+    second = SaysSecond({stage: proceed(reason="known"), "c@off.example": reject("no", NEVER)})
+    world = World(step(Says(verdicts), *overrides), step(second))
     talk = await world.mail()
 
     answers = await talk.rcpt(
-        [rcpt("b@example.org"), rcpt("b@off.example"), rcpt("b@observe.example"), rcpt("b@example.org")]
+        [
+            rcpt("b@example.org"),
+            rcpt("c@off.example"),
+            rcpt("b@off.example"),
+            rcpt("b@observe.example"),
+            rcpt("b@example.org"),
+        ]
     )
 
-    assert answers.replies == (LATER, reply.RECIPIENT_OK, reply.RECIPIENT_OK, LATER)
+    assert answers.replies == (LATER, NEVER, reply.RECIPIENT_OK, reply.RECIPIENT_OK, LATER)

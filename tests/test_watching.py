@@ -173,6 +173,14 @@ async def test_who_is_not_run_does_not_watch(keys: dict[str, Any]) -> None:
     assert watches.headers == []
 
 
+async def test_clients_that_are_not_exempt_are_watched() -> None:
+    watches = Watches()
+
+    await World(step(watches, exempt=(ip_network("198.51.100.0/24"),))).message()
+
+    assert len(watches.headers) == 1
+
+
 async def test_the_watch_is_that_of_the_recipients_domain() -> None:
     base, other = Watches(), Watches()
 

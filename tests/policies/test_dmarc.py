@@ -169,8 +169,9 @@ def test_messages_are_counted_by_result_policy_and_disposition() -> None:
 def test_a_domain_without_a_policy_gets_none(dns: Zone) -> None:
     verdict = run(policy_of(dns), transaction())
     assert verdict.action is Action.CONTINUE
-    result = result_of(verdict)
-    assert (result.result, result.properties) == (Result.NONE, (("header.from", "bank.example"),))
+    assert result_of(verdict) == AuthResult(
+        "dmarc", Result.NONE, properties=(("header.from", "bank.example"),)
+    )
 
 
 def test_the_null_reverse_path_counts_helo_and_a_reverse_path_does_not() -> None:
