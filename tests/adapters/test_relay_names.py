@@ -10,6 +10,7 @@ import pytest
 from gateway.adapters.relay import HostSettings
 from tests.adapters.relaykit import TROUBLE, relay_to
 from tests.adapters.sink import CLOSE, HANG, Do, Sink
+from tests.e2e.net import free_port
 from tests.fakes import LoopTime
 
 NAME = "mta.example.org"
@@ -46,7 +47,7 @@ def named(sink: Sink) -> HostSettings:
 async def test_connections_start_at_the_next_address_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     zone = Zone(monkeypatch, "127.0.0.1", "127.0.0.2")
     async with (
-        Sink() as one,
+        Sink(port=free_port()) as one,
         Sink(address="127.0.0.2", port=one.port) as two,
         relay_to(one, host=named(one)) as bench,
     ):
@@ -61,7 +62,7 @@ async def test_an_address_that_fails_is_tried_last_until_the_next_answer(
     banner: Do | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zone = Zone(monkeypatch, "127.0.0.1", "127.0.0.2")
-    async with Sink() as well, Sink(address="127.0.0.2", port=well.port) as ill:
+    async with Sink(port=free_port()) as well, Sink(address="127.0.0.2", port=well.port) as ill:
         if banner is None:
             await ill.__aexit__(None, None, None)
         else:
@@ -108,7 +109,7 @@ async def test_addresses_that_hang_share_the_time_of_one_host(monkeypatch: pytes
 async def test_a_name_is_resolved_anew_after_thirty_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     zone = Zone(monkeypatch, "127.0.0.1")
     async with (
-        Sink() as one,
+        Sink(port=free_port()) as one,
         Sink(address="127.0.0.2", port=one.port) as two,
         relay_to(one, host=named(one), idle_timeout_s=1.0) as bench,
     ):
@@ -153,7 +154,7 @@ async def test_when_every_address_fails_the_next_attempt_resolves_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     zone = Zone(monkeypatch, "127.0.0.1", "127.0.0.3")
-    async with Sink() as gone, Sink(address="127.0.0.2", port=gone.port) as new:
+    async with Sink(port=free_port()) as gone, Sink(address="127.0.0.2", port=gone.port) as new:
         await gone.__aexit__(None, None, None)
         async with relay_to(new, host=named(new)) as bench:
             delivery = await bench.deliver()

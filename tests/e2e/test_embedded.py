@@ -86,7 +86,11 @@ def test_the_program_of_the_documentation_runs(sink: Downstream, tmp_path: Path)
     (tmp_path / "receive.py").write_text(program.replace("8025", str(port)))
     (tmp_path / "mxgate.toml").write_text(to_toml(config_for(sink.address)))
     running = subprocess.Popen(
-        [sys.executable, "receive.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        # where these tests run in the background SIGINT is ignored, and that is inherited
+        ["env", "--default-signal=INT", sys.executable, "receive.py"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         wait_until(lambda: is_listening((LOOPBACK, port)), within_s=20, what="the program")
@@ -97,6 +101,7 @@ def test_the_program_of_the_documentation_runs(sink: Downstream, tmp_path: Path)
         _, said = running.communicate(timeout=20)
     finally:
         running.kill()
+        running.communicate()
     assert [message.content.endswith(ODD) for message in sink.messages] == [True]
     assert '"event": "message.accepted"' in said or '"event":"message.accepted"' in said, said
 
