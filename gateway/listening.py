@@ -86,7 +86,8 @@ class Listening:
         for place, sockets in self._sockets.items():
             plain, implicit = found.get(place.role, Sockets())
             is_given = sockets[0] in self._given
-            own = sockets if is_given else (sockets[number - 1], *sockets[self._workers :])
+            is_short = number > len(sockets)  # see `listen`
+            own = sockets if is_given or is_short else (sockets[number - 1], *sockets[self._workers :])
             found[place.role] = (
                 Sockets(plain, implicit + own) if place.is_tls else Sockets(plain + own, implicit)
             )
@@ -135,10 +136,18 @@ def listen(
             group = list(known.get(place, ()))
             if not group and place.address.port not in ports_of_ours:
                 _probe(place.address)
+            is_known = bool(group)
             while len(group) < workers:
                 # port 0: the kernel chooses one for the first socket, and it is that of the others
                 address = name_of(group[0]) if group else place.address
-                group.append(bound.enter_context(bind(address, is_shared=True)))
+                try:
+                    group.append(bound.enter_context(bind(address, is_shared=True)))
+                except StartError as exc:
+                    # `server.user`: sockets of root share their address with root's alone, and a port below 1024 needs
+                    # it; further workers accept from the sockets that are there
+                    if not is_known or exc.exit_code != EXIT_FAILURE:
+                        raise
+                    break
             sockets[place] = tuple(group)
         bound.pop_all()
     return Listening(sockets, workers, given)
