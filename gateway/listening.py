@@ -58,13 +58,17 @@ WorkerSockets = Mapping[Role, Sockets]
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Sockets that listen already, instead of `server.listen` and `server.listen_tls` where there are any."""
+    """Sockets that listen already, each kind instead of its addresses: of `server`, and `submission` of that table."""
 
     plain: tuple[socket.socket, ...] = ()
     implicit_tls: tuple[socket.socket, ...] = ()
+    submission: tuple[socket.socket, ...] = ()
+    submissions: tuple[socket.socket, ...] = ()
 
     def __contains__(self, sock: socket.socket) -> bool:
-        return sock in self.plain or sock in self.implicit_tls
+        return any(
+            sock in kind for kind in (self.plain, self.implicit_tls, self.submission, self.submissions)
+        )
 
 
 NOTHING_GIVEN = Given()
@@ -116,13 +120,19 @@ def listen(
     server, submission = config.server, config.submission
     if given.implicit_tls and not server.tls.cert_file:
         raise StartError("the service manager passes a socket 'smtps', which needs server.tls", EXIT_CONFIG)
+    if (given.submission or given.submissions) and not submission.is_on:
+        name = "submission" if given.submission else "submissions"
+        raise StartError(
+            f"the service manager passes a socket {name!r}, which needs submission.listen or submission.listen_tls",
+            EXIT_CONFIG,
+        )
     places: list[Place] = []
     of_manager: dict[Place, tuple[socket.socket, ...]] = {}
     for role, is_tls, addresses, theirs in (
         (Role.MX, False, server.listen, given.plain),
         (Role.MX, True, server.listen_tls, given.implicit_tls),
-        (Role.SUBMISSION, False, submission.listen, ()),
-        (Role.SUBMISSION, True, submission.listen_tls, ()),
+        (Role.SUBMISSION, False, submission.listen, given.submission),
+        (Role.SUBMISSION, True, submission.listen_tls, given.submissions),
     ):
         of_manager |= {Place(name_of(sock), is_tls, role): (sock,) for sock in theirs}
         if not theirs:

@@ -11,7 +11,7 @@ import pytest
 
 from gateway import listening
 from gateway.config import Config, HostPort, load
-from gateway.listening import EXIT_CONFIG, EXIT_FAILURE, Listening, StartError, listen
+from gateway.listening import EXIT_CONFIG, EXIT_FAILURE, Given, Listening, Sockets, StartError, listen
 from gateway.session import Role
 
 
@@ -23,11 +23,30 @@ def config(tmp_path: Path) -> Config:
         [server]
         hostname = "mx.example.org"
         listen = ["127.0.0.1:0"]
+        tls = { cert_file = "/etc/cert.pem", key_file = "/etc/key.pem" }
         [relay]
         domains = ["example.org"]
-        routes = [{ domains = ["*"], downstream = ["127.0.0.1:9"] }]
+        [[relay.routes]]
+        downstream = ["127.0.0.1:9"]
         """
     )
+    return load(file, environ={})
+
+
+@pytest.fixture
+def both_roles(config: Config, tmp_path: Path) -> Config:
+    file = tmp_path / "mxgate.toml"
+    submission = """
+        [[relay.routes]]
+        name = "out"
+        domains = []
+        downstream = ["127.0.0.1:10"]
+        [submission]
+        listen = ["192.0.2.1:587"]
+        route = "out"
+        auth.address = "unix:/run/dovecot/auth-client"
+    """
+    file.write_text(file.read_text() + submission)
     return load(file, environ={})
 
 
@@ -78,3 +97,21 @@ def test_an_address_without_any_socket_is_an_error(
     refusing(monkeypatch, EXIT_FAILURE)
     with pytest.raises(StartError):
         listen(config, 1)
+
+
+def test_sockets_of_a_service_manager_are_of_their_role_and_of_all_workers(
+    config: Config, both_roles: Config, bound: ExitStack
+) -> None:
+    smtp, submission, submissions = (
+        bound.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)
+    )
+    given = Given(plain=(smtp,), submission=(submission,), submissions=(submissions,))
+    found = listen(both_roles, 2, given=given)
+    for number in (1, 2):
+        assert found.of_worker(number) == {
+            Role.MX: Sockets((smtp,)),
+            Role.SUBMISSION: Sockets((submission,), (submissions,)),
+        }
+    assert all(sock in given for sock, _ in found.without(None))
+    with pytest.raises(StartError, match=r"'submission', which needs submission\.listen"):
+        listen(config, 2, given=given)
