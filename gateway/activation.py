@@ -1,8 +1,9 @@
 """Sockets that a service manager has bound for us: socket activation, sd_listen_fds(3).
 
 Their name, `FileDescriptorName=` of a systemd.socket(5), says what they are for: `smtp` takes the place of
-`server.listen`, `smtps` that of `server.listen_tls`, `admin` that of `admin.listen`. A socket that cannot be used is
-a mistake in the unit, and is said at start; nothing is ignored. Without a service manager there are none.
+`server.listen`, `smtps` that of `server.listen_tls`, `submission` and `submissions` those of `submission.listen` and
+`submission.listen_tls`, `admin` that of `admin.listen`. A socket that cannot be used is a mistake in the unit, and is
+said at start; nothing is ignored. Without a service manager there are none.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class SocketName(StrEnum):
 
     SMTP = "smtp"
     SMTPS = "smtps"
+    SUBMISSION = "submission"
+    SUBMISSIONS = "submissions"
     ADMIN = "admin"
 
 
@@ -50,7 +53,12 @@ def activated(environ: MutableMapping[str, str]) -> Activated:
             found[_name(sock, called[index] if index < len(called) else "")].append(sock)
     if len(found[SocketName.ADMIN]) > 1:
         raise StartError("there is one admin port, and the service manager passes several", EXIT_CONFIG)
-    given = Given(plain=tuple(found[SocketName.SMTP]), implicit_tls=tuple(found[SocketName.SMTPS]))
+    given = Given(
+        plain=tuple(found[SocketName.SMTP]),
+        implicit_tls=tuple(found[SocketName.SMTPS]),
+        submission=tuple(found[SocketName.SUBMISSION]),
+        submissions=tuple(found[SocketName.SUBMISSIONS]),
+    )
     return Activated(given, found[SocketName.ADMIN][0] if found[SocketName.ADMIN] else None)
 
 

@@ -232,9 +232,9 @@ class Worker:
             self._dns = dns = Dns(dns_settings(config), self._instruments)
         except DnsSettingsError as exc:
             raise StartError(str(exc)) from exc
-        new_id = id_source()
+        new_id, reserve = id_source(), self._reserve()
         self._sides = sides = [
-            self._side(view, planned, dns, tls, spool, new_id, counts[view.role])
+            self._side(view, planned, dns, tls, spool, new_id, counts[view.role], reserve)
             for view, planned in self._planned
         ]
         try:
@@ -292,6 +292,7 @@ class Worker:
         spool: Spool,
         new_id: Callable[[], str],
         counts: ConnectionCounts,
+        reserve: Reserve,
     ) -> _Side:
         instruments = self._instruments
         services = Services(instruments.clock, instruments.log, instruments.metrics, dns)
@@ -320,7 +321,7 @@ class Worker:
             tls,
             counts,
             self._debugging,
-            self._reserve(),
+            reserve,
         )
         return _Side(view.role, pipeline, relay, listener)
 
@@ -346,8 +347,9 @@ class Worker:
             raise StartError(str(exc)) from exc
 
     def _reserve(self) -> Reserve:
-        server = self._config.server
-        reserve = Reserve(server.max_connections, server.max_worker_memory_bytes)
+        # of the process, so one for all roles, with room for the connections of each
+        connections = sum(view.server.max_connections for view, _ in self._planned)
+        reserve = Reserve(connections, self._config.server.max_worker_memory_bytes)
         if reserve.limit < reserve.wanted:
             self._log.warning("descriptors.few", limit=reserve.limit, wanted=reserve.wanted)
         return reserve

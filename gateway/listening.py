@@ -58,13 +58,17 @@ WorkerSockets = Mapping[Role, Sockets]
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Sockets that listen already, instead of `server.listen` and `server.listen_tls` where there are any."""
+    """Sockets that listen already, each kind instead of its addresses: of `server`, and `submission` of that table."""
 
     plain: tuple[socket.socket, ...] = ()
     implicit_tls: tuple[socket.socket, ...] = ()
+    submission: tuple[socket.socket, ...] = ()
+    submissions: tuple[socket.socket, ...] = ()
 
     def __contains__(self, sock: socket.socket) -> bool:
-        return sock in self.plain or sock in self.implicit_tls
+        return any(
+            sock in kind for kind in (self.plain, self.implicit_tls, self.submission, self.submissions)
+        )
 
 
 NOTHING_GIVEN = Given()
@@ -86,7 +90,8 @@ class Listening:
         for place, sockets in self._sockets.items():
             plain, implicit = found.get(place.role, Sockets())
             is_given = sockets[0] in self._given
-            own = sockets if is_given else (sockets[number - 1], *sockets[self._workers :])
+            is_short = number > len(sockets)  # see `listen`
+            own = sockets if is_given or is_short else (sockets[number - 1], *sockets[self._workers :])
             found[place.role] = (
                 Sockets(plain, implicit + own) if place.is_tls else Sockets(plain + own, implicit)
             )
@@ -115,13 +120,19 @@ def listen(
     server, submission = config.server, config.submission
     if given.implicit_tls and not server.tls.cert_file:
         raise StartError("the service manager passes a socket 'smtps', which needs server.tls", EXIT_CONFIG)
+    if (given.submission or given.submissions) and not submission.is_on:
+        name = "submission" if given.submission else "submissions"
+        raise StartError(
+            f"the service manager passes a socket {name!r}, which needs submission.listen or submission.listen_tls",
+            EXIT_CONFIG,
+        )
     places: list[Place] = []
     of_manager: dict[Place, tuple[socket.socket, ...]] = {}
     for role, is_tls, addresses, theirs in (
         (Role.MX, False, server.listen, given.plain),
         (Role.MX, True, server.listen_tls, given.implicit_tls),
-        (Role.SUBMISSION, False, submission.listen, ()),
-        (Role.SUBMISSION, True, submission.listen_tls, ()),
+        (Role.SUBMISSION, False, submission.listen, given.submission),
+        (Role.SUBMISSION, True, submission.listen_tls, given.submissions),
     ):
         of_manager |= {Place(name_of(sock), is_tls, role): (sock,) for sock in theirs}
         if not theirs:
@@ -135,10 +146,18 @@ def listen(
             group = list(known.get(place, ()))
             if not group and place.address.port not in ports_of_ours:
                 _probe(place.address)
+            is_known = bool(group)
             while len(group) < workers:
                 # port 0: the kernel chooses one for the first socket, and it is that of the others
                 address = name_of(group[0]) if group else place.address
-                group.append(bound.enter_context(bind(address, is_shared=True)))
+                try:
+                    group.append(bound.enter_context(bind(address, is_shared=True)))
+                except StartError as exc:
+                    # `server.user`: sockets of root share their address with root's alone, and a port below 1024 needs
+                    # it; further workers accept from the sockets that are there
+                    if not is_known or exc.exit_code != EXIT_FAILURE:
+                        raise
+                    break
             sockets[place] = tuple(group)
         bound.pop_all()
     return Listening(sockets, workers, given)

@@ -495,7 +495,10 @@ class Supervisor:
         """What is looked at for `server.reload_on_change`."""
         if config.server.reload_on_change and self._config_path is not None:
             yield Path(self._config_path)
-            yield from (each.file for each in config.policy.values() if each.is_planned and each.file)
+            sections = [*config.policy.values()]
+            if config.submission.is_on:
+                sections += config.submission.policy.values()
+            yield from (each.file for each in sections if each.is_planned and each.file)
 
     def _needs_restart(self, config: Config) -> list[str]:
         """Keys that have changed and that only a restart brings into force. Raises StartError."""

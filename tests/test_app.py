@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gateway import app
 from gateway.adapters.dns import DnsSettings, Nameserver
 from gateway.adapters.metrics import ProcessMetrics
 from gateway.adapters.relay import HostSettings, RouteSettings, TlsMode
@@ -20,6 +21,7 @@ from gateway.app import (
     listener_settings,
     relay_settings,
     server_settings,
+    views,
 )
 from gateway.channel import Json, Message, MetricsPush, Request, Response, State
 from gateway.config import load
@@ -262,3 +264,38 @@ def test_each_policy_may_wait_for_dns_a_part_of_the_time_that_it_has(tmp_path: P
     worker._pipeline(config, planned, FakeServices(), dns)
     assert dns.limits["quick"] == pytest.approx(2 * 0.85)
     assert dns.limits["relay_guard"] == pytest.approx(10 * 0.85)
+
+
+SUBMISSION = """
+[[relay.routes]]
+name = "out"
+domains = []
+downstream = ["192.0.2.9:587"]
+[submission]
+listen = ["192.0.2.1:587"]
+route = "out"
+max_connections = 200
+auth.address = "unix:/run/dovecot/auth-client"
+"""
+
+
+def test_one_reserve_has_room_for_the_connections_of_all_roles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def reserve(connections: int, memory_bytes: int) -> SimpleNamespace:
+        asked.append((connections, memory_bytes))
+        return SimpleNamespace(limit=1000, wanted=1000)
+
+    monkeypatch.setattr(app, "Reserve", reserve)
+    path = tmp_path / "mxgate.toml"
+    server = (
+        "server.max_connections = 300\nserver.max_worker_memory_bytes = 1000000000\n"
+        'server.tls = { cert_file = "/etc/cert.pem", key_file = "/etc/key.pem" }\n'
+    )
+    path.write_text(server + CONFIG + SUBMISSION)
+    config = load(path, environ={})
+    worker: Any = Worker(config, [(view, ()) for view in views(config)], FakeLog(), ProcessMetrics())
+    worker._reserve()
+    assert asked == [(500, 1_000_000_000)]

@@ -290,6 +290,16 @@ def test_identity_protocol_and_tls_go_together_as_one_likes(
         ("server.listen = '0.0.0.0:25'", "server.listen", "must be a list"),
         ("server.listen = ['0.0.0.0:65536']", "server.listen[0]", "port 65536 is outside 0..65535"),
         ("server.listen = []", "server.listen", "no address to listen on"),
+        (
+            "server.listen = ['0.0.0.0:25', '[::]:25', '[2001:db8::1]:25']",
+            "server.listen[2]",
+            "[2001:db8::1]:25 is listened on already by [::]:25",
+        ),
+        (
+            "server.listen = ['0.0.0.0:9464']",
+            "admin.listen",
+            "127.0.0.1:9464 is listened on already by 0.0.0.0:9464",
+        ),
         ("server.workers = 'all'", "server.workers", 'must be 1 to 256, or "auto"'),
         ("server.workers = true", "server.workers", 'must be 1 to 256, or "auto"'),
         ('server.spool_dir = "a\\u0000b"', "server.spool_dir", "a path cannot contain NUL"),

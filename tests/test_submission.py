@@ -317,6 +317,11 @@ def test_policies_of_submission_are_told_where_they_are_written(tmp_path: Path) 
         (("domains = []", 'domains = ["example.net"]'), "submission.route", "one of its own"),
         (('"0.0.0.0:465"', '"0.0.0.0:25"'), "submission.listen_tls", "listened on already"),
         (('"0.0.0.0:465"', '"0.0.0.0:587"'), "submission.listen_tls", "listened on already"),
+        (
+            ('"0.0.0.0:465"', '"192.0.2.1:25"'),
+            "submission.listen_tls",
+            "192.0.2.1:25 is listened on already by 0.0.0.0:25",
+        ),
         (("server.tls.cert_file", "#"), "server.tls.key_file", "cert_file"),
         (
             ('auth.address = "unix:/run/dovecot/auth-client"', ""),

@@ -7,16 +7,52 @@ import signal
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from gateway.config import load
 from gateway.config.values import HostPort
 from gateway.listening import StartError, bind
-from gateway.supervisor import _restart_delay_s
+from gateway.supervisor import Supervisor, _restart_delay_s
 from tests.running import Running, Start, starting, wait_until
 
 start = pytest.fixture(starting, name="start")
+
+
+def test_the_files_of_both_roles_policies_are_watched(tmp_path: Path) -> None:
+    file = tmp_path / "mxgate.toml"
+    keys = """
+        policy.a.file = "/etc/mxgate/a.py"
+        [server]
+        hostname = "mx.example.org"
+        reload_on_change = true
+        tls = { cert_file = "/etc/cert.pem", key_file = "/etc/key.pem" }
+        [relay]
+        domains = ["example.org"]
+        [[relay.routes]]
+        downstream = ["127.0.0.1:9"]
+    """
+    submission = """
+        [[relay.routes]]
+        name = "out"
+        domains = []
+        downstream = ["127.0.0.1:10"]
+        [submission]
+        listen = ["127.0.0.1:587"]
+        route = "out"
+        auth.address = "unix:/run/dovecot/auth-client"
+        policy.b.file = "/etc/mxgate/b.py"
+    """
+    watching: Any = SimpleNamespace(_config_path=str(file))
+
+    def watched(content: str) -> list[str]:
+        file.write_text(content)
+        return [path.name for path in Supervisor._files_of(watching, load(file, environ={}))]
+
+    assert watched(keys) == ["mxgate.toml", "a.py"]
+    assert watched(keys + submission) == ["mxgate.toml", "a.py", "b.py"]
 
 
 # --- start -----------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ def contradictions(config: Config) -> dict[KeyPath, str]:
     own_guard = config.submission.policy.get(RELAY_GUARD, PolicySection())
     for path, message in (
         *_unserviceable(config),
+        *_overlapping(config),
         *_contradictory_routes(config.relay, {config.quarantine.route, config.submission.route}),
         *_unusable_quarantine(config),
         *_unsafe_relay_guard(guard),
@@ -68,6 +69,31 @@ def _unserviceable(config: Config) -> Iterator[Finding]:
         )
     if not config.relay.routes:
         yield ("relay", "routes"), "no route; say where mail goes: [[relay.routes]] with downstream"
+
+
+def _overlapping(config: Config) -> Iterator[Finding]:
+    # a reload would bind both, and the kernel send clients to either
+    taken: list[HostPort] = []
+    for section, addresses in (("server", config.server), ("submission", config.submission)):
+        for key in ("listen", "listen_tls"):
+            for place, address in enumerate(getattr(addresses, key)):
+                if other := next((each for each in taken if _overlap(address, each)), None):
+                    where = "" if other == address else f" by {other}"
+                    yield (section, key, place), f"{address} is listened on already{where}"
+                taken.append(address)
+    if other := next((each for each in taken if _overlap(config.admin.listen, each)), None):
+        yield ("admin", "listen"), f"{config.admin.listen} is listened on already by {other}"
+
+
+def _overlap(one: HostPort, other: HostPort) -> bool:
+    """Whether both take the same connection; sockets for IPv6 take nothing else."""
+    is_same_family = (":" in one.host) == (":" in other.host)
+    hosts = {one.host, other.host}
+    return (
+        one.port == other.port != 0
+        and is_same_family
+        and (len(hosts) == 1 or not hosts.isdisjoint(["0.0.0.0", "::"]))
+    )
 
 
 def _contradictory_routes(relay: Relay, apart: Container[str]) -> Iterator[Finding]:
@@ -114,12 +140,6 @@ def _unusable_submission(config: Config) -> Iterator[Finding]:
         # RFC 8314 3: no password and no mail of a user in the clear
         key = "listen" if own.listen else "listen_tls"
         yield ("submission", key), "needs server.tls.cert_file and server.tls.key_file"
-    taken = {*config.server.listen, *config.server.listen_tls}
-    for key in ("listen", "listen_tls"):
-        for place, address in enumerate(getattr(own, key)):
-            if address.port and address in taken:
-                yield ("submission", key, place), f"{address} is listened on already"
-            taken.add(address)
     path: KeyPath = ("submission", "route")
     if not own.route:
         yield path, "says where the mail goes: the name of a [[relay.routes]] with domains = []"

@@ -254,6 +254,21 @@ def test_the_network_policy_opens_the_ports_that_the_url_of_the_state_names() ->
         assert [each["port"] for each in egress[2]["ports"]] == sorted(ports, key=str)
 
 
+def test_the_network_policy_opens_the_port_of_submissions_back_end() -> None:
+    def ports(*settings: str) -> list[list[object]]:
+        egress = one(render("submission", *settings), "NetworkPolicy")["spec"]["egress"]
+        return [[each["port"] for each in rule["ports"]] for rule in egress[1:]]
+
+    assert ports() == [[10587, 25], [12345]]
+    assert ports('config.submission.auth.address="mta.example.org:587"') == [[10587, 25], [587]]
+    assert ports('config.submission.auth.address="unix:/run/dovecot/auth-client"') == [[10587, 25]]
+    egress = one(
+        render("submission", 'networkPolicy.downstreamTo=[{"ipBlock": {"cidr": "10.0.0.0/24"}}]'),
+        "NetworkPolicy",
+    )
+    assert [len(rule.get("to", [])) for rule in egress["spec"]["egress"]] == [0, 1, 1]
+
+
 def test_a_pod_without_redis_has_no_way_to_it() -> None:
     assert len(one(render("minimal"), "NetworkPolicy")["spec"]["egress"]) == 2
 

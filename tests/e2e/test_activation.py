@@ -108,10 +108,11 @@ def test_a_restart_refuses_nobody_where_the_manager_keeps_the_socket(
         (
             LOOPBACK,
             "mxgate.socket",
-            "by the name 'mxgate.socket': FileDescriptorName= has to be smtp, smtps or admin",
+            "by the name 'mxgate.socket': FileDescriptorName= has to be smtp, smtps, submission, submissions or admin",
         ),
         (LOOPBACK, "", "by the name ''"),
         (LOOPBACK, "smtps", "a socket 'smtps', which needs server.tls"),
+        (LOOPBACK, "submission", "a socket 'submission', which needs submission.listen"),
         ("::", "smtp", "it has to be BindIPv6Only=ipv6-only"),
     ],
 )

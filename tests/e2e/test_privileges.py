@@ -18,7 +18,7 @@ import pytest
 from tests.e2e.downstream import Downstream
 from tests.e2e.gateway import COMMAND, Config, Gateway, Value, config_for, run_mxgate, to_toml
 from tests.e2e.machine import require
-from tests.e2e.net import LOOPBACK
+from tests.e2e.net import LOOPBACK, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -144,6 +144,24 @@ def test_binds_as_root_and_goes_on_as_a_user_with_its_groups(
             assert Path(f"/proc/{pid}/environ").stat().st_uid == 0
             assert limit(pid, "Max core file size") == ["0", "0"]
         assert takes_mail(gateway)
+        gateway.stop()
+    finally:
+        gateway.kill()
+
+
+def test_a_reload_for_more_workers_needs_no_root(
+    as_root: None, sink: Downstream, open_directory: Path
+) -> None:
+    config = privileged(sink, user=USER)
+    gateway = Gateway(config, open_directory, command=[*reachable(), COMMAND])
+    try:
+        gateway.wait_ready()
+        text = gateway.config_file.read_text()
+        gateway.config_file.write_text(text.replace("[server]", "[server]\nworkers = 3"))
+        gateway.reload()
+        wait_until(lambda: "reload.done" in gateway.log(), within_s=30, what="the reload is over")
+        wait_until(lambda: len(gateway.worker_pids()) == 3, within_s=30, what="the old worker is gone")
+        assert all(takes_mail(gateway) for _ in range(10))
         gateway.stop()
     finally:
         gateway.kill()

@@ -222,6 +222,16 @@ arrives; and 15 s to end. */ -}}
 {{- $ports | uniq | sortAlpha | toJson -}}
 {{- end -}}
 
+{{- /* The port of submission's back-end; empty where there is none, or where it is a socket of the pod. */ -}}
+{{- define "mxgate.authPort" -}}
+{{- if .Values.submission.enabled -}}
+{{- $address := dig "submission" "auth" "address" "" .Values.config -}}
+{{- if not (hasPrefix "unix:" $address) -}}
+{{- regexFind "[0-9]+$" $address -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* The ports of the resolver, as a JSON list: 53, and what config.dns.nameservers name. */ -}}
 {{- define "mxgate.dnsPorts" -}}
 {{- $ports := list 53 -}}
