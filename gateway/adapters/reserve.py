@@ -56,8 +56,14 @@ def _raised_limit(wanted: int) -> int:
 
 
 def _descriptors() -> int:
-    # itself is among them while it is read
-    return len(os.listdir("/dev/fd")) - 1  # noqa: PTH208 - Path.iterdir() makes an object of each
+    try:
+        # itself is among them while it is read
+        return len(os.listdir("/dev/fd")) - 1  # noqa: PTH208 - Path.iterdir() makes an object of each
+    except FileNotFoundError:
+        # A chroot without /proc. The lowest number that is free says about as much.
+        lowest = os.open(os.sep, os.O_RDONLY)
+        os.close(lowest)
+        return lowest
 
 
 def _resident_bytes() -> int:
