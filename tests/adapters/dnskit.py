@@ -1,30 +1,25 @@
-"""What the tests of the resolver share: both back ends, and a transaction."""
+"""What the tests of the resolver share: one with what it writes to, and a transaction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from ipaddress import IPv4Address
 
-from gateway.adapters.dns.cares import CaresBackEnd
-from gateway.adapters.dns.reply import BackEnd
 from gateway.adapters.dns.resolver import CachingResolver
+from gateway.adapters.dns.stub import Nameserver, Stub
 from gateway.adapters.dns.upstream import Upstream
-from gateway.adapters.dns.wire import Nameserver, WireBackEnd
 from gateway.app import SystemClock
 from gateway.lookup import Answer, Question, RRType, ask
 from gateway.services import Clock, Instruments
 from gateway.session import Envelope, Session, Transaction
 from tests.fakes import FakeLog, FakeMetrics
 
-BACK_ENDS = ("aiodns", "dnspython")
-
 
 class Kit:
-    """A resolver of one back end, and what it writes to."""
+    """A resolver, and what it writes to."""
 
     def __init__(
         self,
-        back_end: str,
         servers: Sequence[Nameserver],
         *,
         timeout_s: float = 3.0,
@@ -32,9 +27,8 @@ class Kit:
     ) -> None:
         self.log, self.metrics = FakeLog(), FakeMetrics()
         self.instruments = Instruments(clock or SystemClock(), self.log, self.metrics)
-        wire = WireBackEnd(servers)
-        self.back_end: BackEnd = wire if back_end == "dnspython" else CaresBackEnd(servers, timeout_s, wire)
-        self.upstream = Upstream(servers, self.back_end, self.instruments.clock, timeout_s)
+        self.stub = Stub(servers)
+        self.upstream = Upstream(servers, self.stub, self.instruments.clock, timeout_s)
         self.resolver = CachingResolver(self.upstream, self.instruments, total_timeout_s=20)
 
     async def ask(self, name: str, rrtype: RRType = RRType.A) -> Answer:
@@ -44,7 +38,7 @@ class Kit:
 
     async def close(self) -> None:
         await self.resolver.close()
-        await self.back_end.close()
+        self.stub.close()
 
 
 def transaction() -> Transaction:

@@ -1,7 +1,7 @@
 """DNS: a caching stub resolver for the policies (RFC 1034 5.3.1). It trusts the name servers that it is given.
 
     resolver: what policies wait for     cache, memory: what is known already     upstream: which server, how long
-    reply: what was said                 cares, wire: back ends                   names: texts and labels
+    stub: sockets    message: octets    reply: what was said    names: texts and labels
 
 A question obeys `[dns] timeout_s`, a transaction's questions `[dns] total_timeout_s`, and a policy's the time that the
 plan leaves it. Answers live as long as their TTL says, at most an hour; "no such name" and "no data" at most five
@@ -10,14 +10,12 @@ minutes; failures no longer than the transaction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway.adapters.dns.reply import BackEnd
 from gateway.adapters.dns.resolver import CachingResolver, PolicyResolver
+from gateway.adapters.dns.stub import Nameserver, Stub
 from gateway.adapters.dns.system import system_nameservers
 from gateway.adapters.dns.upstream import Upstream
-from gateway.adapters.dns.wire import Nameserver, WireBackEnd
 from gateway.errors import GatewayError
 from gateway.services import Instruments
 
@@ -42,8 +40,13 @@ class Dns(CachingResolver):
 
     def __init__(self, settings: DnsSettings, instruments: Instruments) -> None:
         servers = settings.nameservers or system_nameservers()
-        self._back_end = _back_end(servers, settings.timeout_s)
-        self._servers = Upstream(servers, self._back_end, instruments.clock, settings.timeout_s)
+        try:
+            self._stub = Stub(servers)
+        except OSError as exc:
+            raise DnsSettingsError(
+                f"the name servers {', '.join(map(str, servers))} cannot be used: {exc}"
+            ) from exc
+        self._servers = Upstream(servers, self._stub, instruments.clock, settings.timeout_s)
         super().__init__(self._servers, instruments, total_timeout_s=settings.total_timeout_s)
 
     def state(self) -> dict[str, object]:
@@ -51,7 +54,6 @@ class Dns(CachingResolver):
         servers = self._servers
         state: dict[str, object] = {
             "nameservers": [str(each) for each in servers.servers],
-            "back_end": self._back_end.name,
             "unanswered": servers.unanswered,
         }
         if servers.failing_since is not None:
@@ -61,19 +63,4 @@ class Dns(CachingResolver):
     async def close(self) -> None:
         """End all that is under way and close all sockets."""
         await super().close()
-        await self._back_end.close()
-
-
-def _back_end(servers: Sequence[Nameserver], timeout_s: float) -> BackEnd:
-    """c-ares where aiodns is installed (the extra `fast`), else dnspython."""
-    wire = WireBackEnd(servers)
-    try:
-        from gateway.adapters.dns.cares import CaresBackEnd, CaresError  # noqa: PLC0415  # optional
-    except ImportError:
-        return wire
-    try:
-        return CaresBackEnd(servers, timeout_s, wire)
-    except CaresError as exc:
-        raise DnsSettingsError(
-            f"the name servers {', '.join(map(str, servers))} cannot be used: {exc}"
-        ) from exc
+        self._stub.close()

@@ -6,13 +6,9 @@ so, a dot within a label and octets that are no UTF-8, is shown in records as \0
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from gateway.lookup import Question
-
-_ESCAPED = re.compile(rb"\\([0-9]{3}|.)", re.DOTALL)
-_LABELS = re.compile(rb"(?:[^\\.]|\\[0-9]{3}|\\.)+", re.DOTALL)
 
 
 def key_of(question: Question) -> str:
@@ -40,16 +36,3 @@ def text_of(labels: Sequence[bytes]) -> str:
     return ".".join(
         label.lower().decode("utf-8", "backslashreplace").replace(".", "\\046") for label in labels
     )
-
-
-def text_of_presentation(name: str) -> str:
-    """The same from the form of master files (RFC 1035 5.1), with or without its final dot."""
-    if "\\" not in name:
-        return name.lower().removesuffix(".")
-    return text_of([_ESCAPED.sub(_octet, label) for label in _LABELS.findall(name.encode())])
-
-
-def _octet(match: re.Match[bytes]) -> bytes:
-    what = match[1]
-    # c-ares writes three digits below 256 only; others are not its
-    return bytes([int(what) & 255]) if len(what) == 3 else what

@@ -1,4 +1,4 @@
-"""Reply: what a name server said, the same from every back end, and how it is read (RFC 1034 5.2.2, RFC 2308)."""
+"""Reply: what a name server said, and how it is read (RFC 1034 5.2.2, RFC 2308)."""
 
 from __future__ import annotations
 
@@ -57,16 +57,11 @@ class Reading(NamedTuple):
     target: str = ""
 
 
-class BackEnd(Protocol):
-    """Speaks with name servers, which are known by their number."""
-
-    name: str
+class Asking(Protocol):
+    """Speaks with name servers, which are known by their number: gateway.adapters.dns.stub.Stub."""
 
     async def ask(self, server: int, name: str, rrtype: RRType, timeout_s: float) -> Reply:
         """Ask one server; a question that was lost is sent again. Raises NoReplyError."""
-
-    async def close(self) -> None:
-        """Give up what is under way and close all sockets."""
 
 
 def read(reply: Reply, name: str, rrtype: RRType, seen: set[str]) -> Reading:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from pathlib import Path
 
-from gateway.adapters.dns.wire import Nameserver
+from gateway.adapters.dns.stub import Nameserver
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.adapters.dns.reply import FAILURES, BackEnd, NoReplyError, Reading, Reply, read
-from gateway.adapters.dns.wire import Nameserver
+from gateway.adapters.dns.reply import FAILURES, Asking, NoReplyError, Reading, Reply, read
+from gateway.adapters.dns.stub import Nameserver
 from gateway.lookup import NO_DATA, Answer, Found, RRType
 from gateway.services import Clock
 
@@ -20,15 +20,13 @@ class Upstream:
     part of the time, the same for each that is left.
     """
 
-    def __init__(
-        self, servers: Sequence[Nameserver], back_end: BackEnd, clock: Clock, timeout_s: float
-    ) -> None:
+    def __init__(self, servers: Sequence[Nameserver], stub: Asking, clock: Clock, timeout_s: float) -> None:
         self.servers = tuple(servers)
-        self.back_end = back_end
         self.unanswered = 0
         """Questions in sequence that no server has answered."""
         self.failing_since: float | None = None
         """When the first of these was given up, in seconds since the epoch."""
+        self._stub = stub
         self._clock = clock
         self._timeout_s = timeout_s
         self._next = 0
@@ -61,7 +59,7 @@ class Upstream:
             if left_s <= 0:
                 break
             try:
-                reply = await self.back_end.ask(server, name, rrtype, left_s / (len(order) - place))
+                reply = await self._stub.ask(server, name, rrtype, left_s / (len(order) - place))
             except NoReplyError as exc:
                 error = exc
                 if exc.why in {"timeout", "network"}:

@@ -187,7 +187,7 @@ function cards(status, workers, details, reload) {
   if (dns.length) {
     const unanswered = Math.max(...dns.map((each) => Number(each.unanswered) || 0));
     shown.push(card("DNS", unanswered > 2 ? "bad" : unanswered ? "warn" : "good", unanswered > 2 ? "not answering" : unanswered ? "unsteady" : "answers",
-      list(dns[0].nameservers).map(text).join(", "), text(dns[0].back_end), unanswered ? `unanswered in sequence: ${unanswered}` : ""));
+      list(dns[0].nameservers).map(text).join(", "), unanswered ? `unanswered in sequence: ${unanswered}` : ""));
   }
 
   const stores = details.map((worker) => table(table(worker.detail).store)).filter((each) => each.kind);
