@@ -12,6 +12,7 @@ from math import inf
 from typing import TypeVar
 
 from gateway.adapters.dns.memory import MAX_QUESTIONS, OVER_LIMIT
+from gateway.adapters.dns.upstream import Answered
 from gateway.decision import Judged
 from gateway.lookup import BUDGET, OUT_OF_TIME, TRAIL, Answer, Asked, Found, Lookup, Question, RRType
 from gateway.mail.body import Body, Spool
@@ -159,8 +160,8 @@ class ZoneServer:
     def __init__(self, zone: Zone) -> None:
         self._zone = zone
 
-    async def answer(self, name: str, rrtype: RRType) -> tuple[Answer, int]:
-        return self._zone.answer(Question(name, rrtype)), 0
+    def answer(self, name: str, rrtype: RRType, done: Answered) -> None:
+        done(self._zone.answer(Question(name, rrtype)), 0)
 
 
 class RecordedAnswers:

@@ -38,7 +38,7 @@ class Kit:
 
     async def close(self) -> None:
         await self.resolver.close()
-        self.stub.close()
+        await self.stub.close()
 
 
 def transaction() -> Transaction:

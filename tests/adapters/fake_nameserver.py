@@ -40,6 +40,8 @@ class FakeNameserver(asyncio.DatagramProtocol):
         self.script = script
         self.heard: list[tuple[str, str]] = []
         self.packets: list[bytes] = []
+        self.ports: list[int] = []
+        """From which ports questions came by UDP."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._udp: asyncio.DatagramTransport | None = None
         self._tcp: asyncio.Server | None = None
@@ -66,6 +68,7 @@ class FakeNameserver(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[str | object, int]) -> None:
         udp = self._udp
         assert udp is not None
+        self.ports.append(addr[1])
         saying = self._say(data, lambda packet: udp.sendto(packet, addr), is_tcp=False)
         self._keep(asyncio.create_task(saying))
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any
 
-import aiodns
 import pytest
-from dns import rcode
-from dns.message import Message
 
-from gateway.adapters.dns import Dns, DnsSettings, DnsSettingsError, Nameserver, cares
+from gateway.adapters.dns import Dns, DnsSettings, DnsSettingsError, Nameserver
 from gateway.adapters.dns.system import system_nameservers
 from gateway.app import SystemClock
 from gateway.lookup import Found, Question, RRType, ask
@@ -27,82 +22,13 @@ def instruments() -> Instruments:
     return Instruments(SystemClock(), FakeLog(), FakeMetrics())
 
 
-@pytest.mark.parametrize("is_installed", [True, False])
-async def test_takes_aiodns_where_it_is_installed(
-    is_installed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not is_installed:
-        monkeypatch.setitem(sys.modules, "aiodns", None)
-        monkeypatch.delitem(sys.modules, "gateway.adapters.dns.cares", raising=False)
+async def test_says_which_servers_it_asks_and_how_they_do() -> None:
     reply = "a.example.org. 60 IN A 192.0.2.1"
     async with FakeNameserver(lambda query, _: [reply_to(query, reply).to_wire()]).running() as server:
         dns = Dns(DnsSettings((server.at,)), instruments())
         (answer,) = await dns.run(ask(Question("a.example.org", RRType.A)))
         assert answer.found is Found.RECORDS
-        assert dns.state() == {
-            "nameservers": [str(server.at)],
-            "back_end": "aiodns" if is_installed else "dnspython",
-            "unanswered": 0,
-        }
-        await dns.close()
-
-
-@pytest.mark.parametrize("at_once", [1, 3, 8])
-async def test_no_channel_stays_open_that_is_used_up(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[object] = []
-    closed: list[object] = []
-
-    class Counted(aiodns.DNSResolver):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            opened.append(self)
-
-        async def close(self) -> None:
-            closed.append(self)
-            await super().close()
-
-    monkeypatch.setattr(aiodns, "DNSResolver", Counted)
-    monkeypatch.setattr(cares, "_MAX_QUESTIONS", 4)
-    reply = "{} 60 IN A 192.0.2.1"
-    async with FakeNameserver(
-        lambda query, _: [reply_to(query, reply.format(query.question[0].name)).to_wire()]
-    ).running() as server:
-        dns = Dns(DnsSettings((server.at,)), instruments())
-        for first in range(0, 24, at_once):
-            names = (f"a{number}.example.org" for number in range(first, first + at_once))
-            answers = await dns.run(ask(*(Question(name, RRType.A) for name in names)))
-            assert [answer.found for answer in answers] == [Found.RECORDS] * at_once
-        assert len(opened) == 7  # one for each four questions, and the next
-        assert set(closed) == set(opened[:-1])
-        await dns.close()
-    assert set(closed) == set(opened)
-
-
-async def test_one_answer_without_soa_is_not_taken_for_all_that_follow(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(cares, "_MAX_QUESTIONS", 2)
-    has_soa = False
-
-    def no_such_name(query: Message, is_tcp: bool) -> list[bytes]:
-        message = reply_to(query, code=rcode.NXDOMAIN)
-        if has_soa:
-            message.authority += reply_to(query, "example.org. 60 IN SOA a. b. 1 2 3 4 60").answer
-        return [message.to_wire()]
-
-    async def ask_twice(name: str) -> int:
-        """How many of two questions in sequence go to the name server."""
-        before = metrics["mxgate_dns_cache_total", "miss"]
-        for _ in range(2):
-            await dns.run(ask(Question(name, RRType.A)))
-        return int(metrics["mxgate_dns_cache_total", "miss"] - before)
-
-    metrics = FakeMetrics()
-    async with FakeNameserver(no_such_name).running() as server:
-        dns = Dns(DnsSettings((server.at,)), Instruments(SystemClock(), FakeLog(), metrics))
-        assert await ask_twice("a.example.net") == 2
-        has_soa = True
-        assert await ask_twice("b.example.org") == 1
+        assert dns.state() == {"nameservers": [str(server.at)], "unanswered": 0}
         await dns.close()
 
 

@@ -10,13 +10,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import pairwise
 
-import dns.message
-
-from gateway.adapters.dns.reply import NoReplyError, read
-from gateway.adapters.dns.wire import _answer_to, _reply
+from gateway.adapters.dns.message import query_for, read_message
+from gateway.adapters.dns.reply import read
 from gateway.lookup import RRType
 from gateway.mail.message import HeaderError, HeaderReader
 from gateway.session import Envelope, Recipient
@@ -45,8 +42,6 @@ OFFERED = Extensions(2000, frozenset(Extension))
 UNKNOWN = Reply(550, "5.1.1", "Unknown")
 # RFC 5321 4.2: what we may say
 REPLY_LINES = re.compile(rb"(?:[2-5]\d\d[ -][\x20-\x7e]{0,506}\r\n)*")
-QUERY = dns.message.make_query("a.example.org", "TXT", use_edns=0, id=4660)
-ID = QUERY.id.to_bytes(2)
 
 
 def pieces(octets: bytes) -> tuple[bytes, list[bytes]]:
@@ -265,11 +260,11 @@ def _drive(heard: Sequence[ServerReply], *, pipelining: bool) -> None:
 
 
 def dns_packet(octets: bytes) -> None:
-    """A packet that answers our question, whatever it holds."""
-    for packet in (octets, ID + octets[2:]):
-        message = _answer_to(QUERY, packet)
-        if message is None:
-            continue
-        with suppress(NoReplyError):
-            for rrtype in RRType:
-                read(_reply(message), "a.example.org", rrtype, set())
+    """A packet that answers our question, whatever it holds, with and without its very words."""
+    for rrtype in RRType:
+        query = query_for("a.example.org", rrtype)
+        asked = octets[:4] + b"\0\1" + octets[6:12] + query.section
+        for packet in (octets, asked + octets[12:], asked + octets[12 + len(query.section) :]):
+            heard = read_message(query, packet)
+            if heard is not None and heard.reply is not None:
+                read(heard.reply, query.name, rrtype, set())

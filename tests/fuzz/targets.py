@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import dns.message
+
 from gateway.mail import authres
 from gateway.mail.author import AuthorError, author_domain, authors
 from gateway.mail.message import Header
@@ -142,7 +144,7 @@ SESSION = (
 )
 CONTENT = b"Subject: x\r\n y\r\n\r\n..a\r\n.\r\n"
 PACKET = reply_to(
-    machines.QUERY,
+    dns.message.make_query("a.example.org", "TXT", use_edns=0),
     "a.example.org. 60 IN CNAME b.example.org.",
     'b.example.org. 60 IN TXT "v=spf1" " -all"',
     "a.example.org. 60 IN MX 10 b.example.org.",

@@ -63,4 +63,4 @@ class Dns(CachingResolver):
     async def close(self) -> None:
         """End all that is under way and close all sockets."""
         await super().close()
-        self._stub.close()
+        await self._stub.close()

@@ -20,7 +20,7 @@ PAYLOAD_BYTES = 1232
 """Largest UDP answer asked for: fits any path without fragments (DNS flag day 2020)."""
 
 _HEADER = struct.Struct("!HHHHHH")
-_RECORD = struct.Struct("!HHLH")
+_RECORD = struct.Struct("!HHlH")
 _HEADER_BYTES = 12
 
 # RFC 1035 4.1.1
@@ -117,7 +117,8 @@ def _answers(query: Query, wire: bytes, at: int, count: int) -> tuple[tuple[Reso
         if number in (wanted, _CNAME) and rdclass == _IN:
             owner = query.name if wire[begin : begin + 2] == _TO_QUESTION else _name(wire, begin)[0]
             kind, value_of = _READERS[number]
-            resources.append(Resource(owner, kind, ttl_s, value_of(wire, at, end)))
+            # RFC 2181 8: with its highest bit set a TTL is 0
+            resources.append(Resource(owner, kind, max(0, ttl_s), value_of(wire, at, end)))
         at = end
     return tuple(resources), at
 
@@ -133,10 +134,12 @@ def _others(wire: bytes, at: int, authorities: int, additionals: int) -> tuple[i
             raise ValueError("a record is cut off")
         if place >= authorities:
             if number == _OPT:
-                extended_rcode = ttl_s >> 24  # RFC 6891 6.1.3
+                extended_rcode = ttl_s >> 24 & 0xFF  # RFC 6891 6.1.3
         elif number == _SOA and size_bytes >= _SOA_BYTES:
             minimum_s = int.from_bytes(wire[at - _SOA_MINIMUM_BYTES : at])
-            negative_ttl_s = min(ttl_s, minimum_s, 2**31 if negative_ttl_s is None else negative_ttl_s)
+            negative_ttl_s = min(
+                max(0, ttl_s), minimum_s, 2**31 if negative_ttl_s is None else negative_ttl_s
+            )
     return negative_ttl_s, extended_rcode
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from gateway.errors import GatewayError
 from gateway.lookup import NO_DATA, NO_SUCH_NAME, Answer, Found, Record, RRType
 
 MAX_RECORDS = 1000
@@ -21,14 +20,6 @@ FAILURES = ("timeout", "servfail", "refused", "formerr", "notimp", "network", "t
 """Why there is no answer: `Answer.why` of temporary failures that are not a budget's."""
 
 CNAME = "CNAME"
-
-
-class NoReplyError(GatewayError):
-    """A name server gave no answer; `why` is one of FAILURES."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
 
 
 class Resource(NamedTuple):
@@ -57,13 +48,6 @@ class Reading(NamedTuple):
     target: str = ""
 
 
-class Asking(Protocol):
-    """Speaks with name servers, which are known by their number: gateway.adapters.dns.stub.Stub."""
-
-    async def ask(self, server: int, name: str, rrtype: RRType, timeout_s: float) -> Reply:
-        """Ask one server; a question that was lost is sent again. Raises NoReplyError."""
-
-
 def read(reply: Reply, name: str, rrtype: RRType, seen: set[str]) -> Reading:
     """The records of `name`, aliases in the reply followed; `seen` are the names that led here, and grows.
 
@@ -79,8 +63,7 @@ def read(reply: Reply, name: str, rrtype: RRType, seen: set[str]) -> Reading:
             aliases[owner] = value
         else:
             continue
-        # RFC 2181 8: with its highest bit set it is 0
-        ttls[owner] = min(ttls.get(owner, POSITIVE_S), ttl_s if ttl_s < 2**31 else 0)
+        ttls[owner] = min(ttls.get(owner, POSITIVE_S), ttl_s)
     at, left_s = name, POSITIVE_S
     seen.add(at)
     while at not in found and at in aliases:

@@ -7,7 +7,8 @@ name server. A flight belongs to nobody who waits for it: it goes on when one gi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import inf
 from typing import NamedTuple, Protocol, TypeVar, cast
 
@@ -15,10 +16,10 @@ from gateway.adapters.dns.cache import Cache
 from gateway.adapters.dns.memory import OVER_LIMIT, Budget, Memory, memory_of
 from gateway.adapters.dns.names import can_exist, key_of
 from gateway.adapters.dns.reply import FAILURES
+from gateway.adapters.dns.upstream import Answered
 from gateway.lookup import NO_SUCH_NAME, OUT_OF_TIME, Answer, Asked, Found, Lookup, Question, RRType
 from gateway.services import Instruments
 from gateway.session import Transaction
-from gateway.stepping import step
 
 T = TypeVar("T")
 
@@ -35,8 +36,8 @@ _CLOSED = Answer(Found.TEMPORARY_FAILURE, why="closed")
 class Answering(Protocol):
     """Asks the name servers: gateway.adapters.dns.upstream.Upstream."""
 
-    async def answer(self, name: str, rrtype: RRType) -> tuple[Answer, int]:
-        """The answer, and for how many seconds it may be remembered."""
+    def answer(self, name: str, rrtype: RRType, done: Answered) -> None:
+        """Ask; `done` is told the answer once, maybe at once."""
 
 
 class _Metrics:
@@ -85,18 +86,61 @@ class _Run(NamedTuple):
     budgets: tuple[Budget, ...]
 
 
+class _Flight:
+    """A question to name servers: its answer as soon as there is one, and who waits for that."""
+
+    __slots__ = ("answer", "waits")
+
+    def __init__(self) -> None:
+        self.answer: Answer | None = None
+        self.waits: list[_Wait] = []
+
+
+class _Wait:
+    """What a run asks at once: the questions, their keys, what is known of each, and the flights of the others.
+
+    `left` counts the flights that have not landed; with the last one `wake` is called.
+    """
+
+    __slots__ = ("begun", "flights", "keys", "known", "left", "questions", "wake")
+
+    def __init__(self, pending: _Pending, begun: float) -> None:
+        self.questions, self.keys, self.known = pending
+        self.begun = begun
+        self.flights: dict[str, _Flight] = {}
+        self.left = 0
+        self.wake: Callable[[], None]
+
+    def add(self, key: str, flight: _Flight) -> None:
+        """Wait for one more."""
+        self.flights[key] = flight
+        if flight.answer is None:
+            self.left += 1
+            flight.waits.append(self)
+
+    def landed(self) -> None:
+        """One of the flights has landed."""
+        self.left -= 1
+        if not self.left:
+            self.wake()
+
+
+_Pending = tuple[Sequence[Question], Sequence[str], Sequence[Answer | None]]
+"""Questions, their keys, and the answers that are known."""
+
+
 class CachingResolver:
-    """gateway.services.Resolver without a policy's name and time; `for_policy` gives those."""
+    """gateway.services.Resolver without a policy's name and time; `for_policy` gives those. Made in a running loop."""
 
     def __init__(self, upstream: Answering, instruments: Instruments, *, total_timeout_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
         self._upstream = upstream
         self._total_s = total_timeout_s
         self._now = instruments.clock.monotonic
         self._log = instruments.log
         self._metrics = _Metrics(instruments)
         self._cache = Cache(_CACHE_ENTRIES, _CACHE_BYTES)
-        self._flights: dict[str, asyncio.Task[Answer]] = {}
-        self._ahead: set[asyncio.Task[None]] = set()
+        self._flights: dict[str, _Flight] = {}
         self._is_closed = False
 
     async def run(
@@ -121,10 +165,8 @@ class CachingResolver:
     async def close(self) -> None:
         """End all that is under way; from now on every question has a temporary failure."""
         self._is_closed = True
-        tasks = (*self._flights.values(), *self._ahead)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for key, flight in list(self._flights.items()):
+            self._land(key, flight, _CLOSED)
 
     async def run_for(
         self,
@@ -139,63 +181,39 @@ class CachingResolver:
         """Drive a Lookup for a policy, which is charged for its waiting."""
         memory = memory_of(tx, self._total_s)
         try:
-            questions, known = self._go_on(policy, lookup, next(lookup), memory, own_budget=own_budget)
+            pending = self._go_on(policy, lookup, next(lookup), memory, own_budget=own_budget)
+            last = inf if timeout_s is None else self._now() + timeout_s
+            message = memory.own if own_budget else memory.strangers
+            run = _Run(policy, memory, last, own_budget, (message, memory.hook(policy, tx, limit_s)))
+            while True:
+                answers = await self._asked(run, pending)
+                pending = self._go_on(policy, lookup, lookup.send(answers), memory, own_budget=own_budget)
         except StopIteration as done:
             result: T = done.value
             return result
-        last = inf if timeout_s is None else self._now() + timeout_s
-        message = memory.own if own_budget else memory.strangers
-        run = _Run(policy, memory, last, own_budget, (message, memory.hook(policy, tx, limit_s)))
-        return await self._rest(run, lookup, questions, known)
 
     def prefetch_for(
         self, policy: str, lookup: Lookup[object], tx: Transaction, *, own_budget: bool = False
     ) -> None:
-        """Drive a Lookup as far as the cache goes, and then in the background, where nobody is charged for it."""
-        if self._is_closed:
-            return
+        """Drive a Lookup as far as the cache goes, and then on as answers come; nobody is charged for it."""
         memory = memory_of(tx, self._total_s)
-        try:
-            questions, known = self._go_on(policy, lookup, next(lookup), memory, own_budget=own_budget)
-        except StopIteration:
-            return
-        except Exception as exc:  # noqa: BLE001  # as in _prefetch
-            self._note_failed_prefetch(policy, exc)
-            return
         run = _Run(policy, memory, self._now() + PREFETCH_S, own_budget, ())
-        task = step(self._prefetch(run, lookup, questions, known), asyncio.get_running_loop())
-        if task is not None:
-            self._ahead.add(task)
-            task.add_done_callback(self._ahead.discard)
+        self._prefetch(run, lookup, None)
 
-    async def _prefetch(
-        self,
-        run: _Run,
-        lookup: Lookup[object],
-        questions: Sequence[Question],
-        known: Sequence[Answer | None],
-    ) -> None:
+    def _prefetch(self, run: _Run, lookup: Lookup[object], wait: _Wait | None) -> None:
+        """Drive a Lookup on, behind what it has waited for."""
         try:
-            await self._rest(run, lookup, questions, known)
+            while not self._is_closed:
+                questions = next(lookup) if wait is None else lookup.send(self._answers(run, wait))
+                pending = self._go_on(run.policy, lookup, questions, run.memory, own_budget=run.own_budget)
+                wait = self._wait(pending, run.last)
+                if wait.left:
+                    wait.wake = partial(self._prefetch, run, lookup, wait)
+                    return
+        except StopIteration:
+            pass
         except Exception as exc:  # noqa: BLE001  # a verifier's mistake; `run` shows it to who waits for the result
-            self._note_failed_prefetch(run.policy, exc)
-
-    def _note_failed_prefetch(self, policy: str, exc: Exception) -> None:
-        self._log.debug("dns.prefetch_failed", policy=policy, error=repr(exc))
-
-    async def _rest(
-        self, run: _Run, lookup: Lookup[T], questions: Sequence[Question], known: Sequence[Answer | None]
-    ) -> T:
-        """Drive a Lookup on that asks for what is not all known."""
-        while True:
-            answers = await self._asked(run, questions, known)
-            try:
-                questions, known = self._go_on(
-                    run.policy, lookup, lookup.send(answers), run.memory, own_budget=run.own_budget
-                )
-            except StopIteration as done:
-                result: T = done.value
-                return result
+            self._log.debug("dns.prefetch_failed", policy=run.policy, error=repr(exc))
 
     def _go_on(
         self,
@@ -205,23 +223,20 @@ class CachingResolver:
         memory: Memory,
         *,
         own_budget: bool,
-    ) -> tuple[Sequence[Question], Sequence[Answer | None]]:
+    ) -> _Pending:
         """Drive a Lookup while all that it asks for is known: the first questions that are not, with what is.
 
         Its end, with its result, is the StopIteration that it raises.
         """
         answers = memory.answers
         while True:
-            known = []
-            is_complete = True
-            for question in questions:
-                key = key_of(question)
-                answer = answers.get(key) or self._known(policy, question, key, memory, own_budget=own_budget)
-                known.append(answer)
-                if answer is None:
-                    is_complete = False
-            if not is_complete:
-                return questions, known
+            keys = [key_of(question) for question in questions]
+            known = [
+                answers.get(key) or self._known(policy, question, key, memory, own_budget=own_budget)
+                for key, question in zip(keys, questions, strict=True)
+            ]
+            if None in known:
+                return questions, keys, known
             questions = lookup.send(cast("list[Answer]", known))
 
     def _known(
@@ -240,72 +255,98 @@ class CachingResolver:
             answer = NO_SUCH_NAME
         return memory.remember(key, Asked(policy, question, answer))
 
-    async def _asked(
-        self, run: _Run, questions: Sequence[Question], known: Sequence[Answer | None]
-    ) -> list[Answer]:
-        """The answers to all questions: those that are known, and those that a flight brings in time."""
-        memory = run.memory
+    async def _asked(self, run: _Run, pending: _Pending) -> list[Answer]:
+        """The answers to all questions: those that are known, and those that flights bring in time."""
         begun = self._now()
-        last = min([run.last, *(budget.ends_at(begun) for budget in run.budgets)])
-        keys = [key_of(question) for question in questions]
-        flights: dict[str, asyncio.Task[Answer]] = {}
-        if last > begun:
-            for key, answer in zip(keys, known, strict=True):
-                if answer is None and key not in flights:
-                    flights[key] = self._flight(key)
+        last = min([run.last, *[budget.ends_at(begun) for budget in run.budgets]])
+        wait = self._wait(pending, last)
+        if wait.left:
+            future = self._loop.create_future()
+            wait.wake = wake = partial(_wake, future)
+            timer = None if last == inf else self._loop.call_later(last - begun, wake)
             for budget in run.budgets:
                 budget.begin(begun)
             try:
-                await asyncio.wait(flights.values(), timeout=None if last == inf else last - begun)
+                await future
             finally:
+                if timer is not None:
+                    timer.cancel()
+                now = self._now()
                 for budget in run.budgets:
-                    budget.end(self._now())
-        took_s = self._now() - begun
+                    budget.end(now)
+        return self._answers(run, wait)
+
+    def _wait(self, pending: _Pending, last: float) -> _Wait:
+        """Begin the flights for what is not known; none where the time is over."""
+        begun = self._now()
+        wait = _Wait(pending, begun)
+        if last > begun:
+            for key, question, answer in zip(wait.keys, wait.questions, wait.known, strict=True):
+                if answer is None and key not in wait.flights:
+                    wait.add(key, self._flight(key, question.rrtype))
+        return wait
+
+    def _answers(self, run: _Run, wait: _Wait) -> list[Answer]:
+        """What is known, and what the flights have brought by now."""
+        took_s = self._now() - wait.begun
         answers = []
-        for key, question, answer in zip(keys, questions, known, strict=True):
-            heard = self._landed(flights.get(key)) if answer is None else answer
-            if answer is None and (run.budgets or heard is not OUT_OF_TIME):
-                heard = memory.remember(key, Asked(run.policy, question, heard, took_s))
+        for key, question, answer in zip(wait.keys, wait.questions, wait.known, strict=True):
+            heard = answer
+            if heard is None:
+                flight = wait.flights.get(key)
+                heard = None if flight is None else flight.answer
+                if heard is None:
+                    self._metrics.out_of_time.inc()
+                    heard = OUT_OF_TIME
+                if run.budgets or heard is not OUT_OF_TIME:
+                    heard = run.memory.remember(key, Asked(run.policy, question, heard, took_s))
             answers.append(heard)
         return answers
 
-    def _landed(self, flight: asyncio.Task[Answer] | None) -> Answer:
-        """What a flight has brought."""
-        if flight is None or not flight.done():
-            self._metrics.out_of_time.inc()
-            return OUT_OF_TIME
-        return _CLOSED if flight.cancelled() else flight.result()
-
-    def _flight(self, key: str) -> asyncio.Task[Answer]:
+    def _flight(self, key: str, rrtype: RRType) -> _Flight:
         """The flight for a question, begun where there is none."""
         flight = self._flights.get(key)
         if flight is not None:
             self._metrics.joined.inc()
             return flight
         self._metrics.miss.inc()
-        flight = self._flights[key] = asyncio.get_running_loop().create_task(self._fly(key))
+        flight = self._flights[key] = _Flight()
+        if self._is_closed:
+            self._land(key, flight, _CLOSED)
+            return flight
+        done = partial(self._heard, key, flight, rrtype, self._now())
+        try:
+            self._upstream.answer(key.partition(" ")[2], rrtype, done)
+        except Exception as exc:  # noqa: BLE001  # as of a type that nobody can ask for: who waits sees a failure
+            self._log.error("dns.failed", question=key, error=repr(exc))
+            self._land(key, flight, _FAILED)
         return flight
 
-    async def _fly(self, key: str) -> Answer:
-        if self._is_closed:
-            return _CLOSED
-        rrtype, _, name = key.partition(" ")
-        begun = self._now()
-        try:
-            answer, ttl_s = await self._upstream.answer(name, RRType(rrtype))
-        except Exception as exc:  # noqa: BLE001  # a library's surprise: who waits sees a failure, never an exception
-            self._log.error("dns.failed", name=name, rrtype=rrtype, error=repr(exc))
-            answer, ttl_s = _FAILED, 0
-        finally:
-            del self._flights[key]
+    def _heard(
+        self, key: str, flight: _Flight, rrtype: RRType, begun: float, answer: Answer, ttl_s: int
+    ) -> None:
+        """What the name servers say."""
+        if flight.answer is not None:  # closed meanwhile
+            return
         now = self._now()
-        self._metrics.questions[RRType(rrtype), answer.why or str(answer.found)].inc()
+        self._metrics.questions[rrtype, answer.why or answer.found].inc()
         self._metrics.duration.observe(now - begun)
         # RFC 2308 7: temporary failures are nobody's answer, and are not remembered beyond the transaction.
         # A name server counts whole seconds: of the last one nobody knows how much is left.
         if ttl_s > 1 and not answer.is_temporary:
             self._cache.put(key, answer, now + ttl_s - 1)
-        return answer
+        self._land(key, flight, answer)
+
+    def _land(self, key: str, flight: _Flight, answer: Answer) -> None:
+        del self._flights[key]
+        flight.answer = answer
+        for wait in flight.waits:
+            wait.landed()
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class PolicyResolver:

@@ -8,13 +8,13 @@ packet that is not the answer, whatever else it is, does not end the wait for th
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
-from collections.abc import Sequence
-from random import SystemRandom
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from gateway.adapters.dns.message import Heard, Query, query_for, read_message
-from gateway.adapters.dns.reply import NoReplyError, Reply
+from gateway.adapters.dns.message import Query, query_for, read_message
+from gateway.adapters.dns.reply import Reply
 from gateway.lookup import RRType
 
 _QUESTIONS = 32
@@ -27,8 +27,6 @@ _MAX_PACKET_BYTES = 4096
 """More than is asked for: who sends somewhat more is read all the same."""
 
 _MAX_CONNECTIONS = 100
-_RANDOM = SystemRandom()
-_NUMBERS = range(2**16)
 
 
 class Nameserver(NamedTuple):
@@ -41,95 +39,100 @@ class Nameserver(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+Done = Callable[[Reply | str], None]
+"""What is told of a question: the reply, or why there is none (one of FAILURES)."""
+
+
 class Stub:
     """Asks each of some servers. Made in a running loop; raises OSError for what is no address of a server."""
 
     def __init__(self, servers: Sequence[Nameserver]) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
+        self.open: set[_Port] = set()
         self._servers = tuple(servers)
         self._addresses = [_address(server) for server in servers]
         self._ports: list[_Port | None] = [None] * len(self._addresses)
         self._connections = asyncio.Semaphore(_MAX_CONNECTIONS)
-        self._open: set[_Port] = set()
+        self._by_tcp: set[asyncio.Task[None]] = set()
 
-    async def ask(self, server: int, name: str, rrtype: RRType, timeout_s: float) -> Reply:
-        """Ask one server; a question that was lost is sent again. Raises NoReplyError."""
-        loop = self._loop
-        last = loop.time() + timeout_s
-        query = query_for(name, rrtype)
-        try:
-            heard = await self._by_udp(server, query, timeout_s, edns=True)
-            if heard.why == "formerr":
-                # RFC 6891 7: a server that does not know EDNS
-                heard = await self._by_udp(server, query, last - loop.time(), edns=False)
-            if heard.is_cut:
-                async with asyncio.timeout_at(last), self._connections:
-                    heard = await self._by_tcp(server, query)
-        except TimeoutError as exc:
-            raise NoReplyError("timeout") from exc
-        except (OSError, EOFError) as exc:
-            raise NoReplyError("network") from exc
-        if heard.reply is None:
-            raise NoReplyError(heard.why)
-        return heard.reply
+    def ask(self, server: int, name: str, rrtype: RRType, timeout_s: float, done: Done) -> None:
+        """Ask one server; a question that was lost is sent again. `done` is called once, in time, unless it closes."""
+        self.send(
+            _Asking(self, server, query_for(name, rrtype), self.loop.time() + timeout_s, done), timeout_s
+        )
 
-    def close(self) -> None:
-        """Give up what is under way and close all sockets."""
-        for port in list(self._open):
+    async def close(self) -> None:
+        """Close all sockets; of what is under way nobody hears any more."""
+        for port in list(self.open):
             port.close()
+        for task in self._by_tcp:
+            task.cancel()
+        await asyncio.gather(*self._by_tcp, return_exceptions=True)
 
-    async def _by_udp(self, server: int, query: Query, timeout_s: float, *, edns: bool) -> Heard:
-        port = self._ports[server]
+    def send(self, asking: _Asking, timeout_s: float) -> None:
+        """Send a question by UDP, from now on for so long."""
+        port = self._ports[asking.server]
         if port is None or not port.numbers:
-            port = self._ports[server] = _Port(self._loop, self._addresses[server], self._open)
-        number = port.numbers.pop()
-        asking = _Asking(self._loop, port, query, query.wire(number, edns=edns), timeout_s)
-        port.asking[number] = asking
-        try:
-            asking.send()
-            return await asking.heard
-        finally:
-            asking.stop()
-            del port.asking[number]
-            if not port.numbers and not port.asking:
-                port.close()
+            try:
+                port = self._ports[asking.server] = _Port(self, self._addresses[asking.server])
+            except OSError:
+                asking.done("network")
+                return
+        asking.begin(port, timeout_s)
 
-    async def _by_tcp(self, server: int, query: Query) -> Heard:
-        reader, writer = await asyncio.open_connection(*self._servers[server])
-        number = _RANDOM.choice(_NUMBERS)
+    def connect(self, asking: _Asking) -> None:
+        """Ask by TCP what was cut."""
+        task = self.loop.create_task(self._connected(asking))
+        self._by_tcp.add(task)
+        task.add_done_callback(self._by_tcp.discard)
+
+    async def _connected(self, asking: _Asking) -> None:
+        heard: Reply | str
         try:
-            wire = query.wire(number)
-            # RFC 7766 8: the length and the message in one piece
-            writer.write(len(wire).to_bytes(2) + wire)
-            while True:
-                size_bytes = int.from_bytes(await reader.readexactly(2))
-                wire = await reader.readexactly(size_bytes)
-                heard = read_message(query, wire) if wire[:2] == number.to_bytes(2) else None
-                if heard is not None:
-                    return Heard(why="failed") if heard.is_cut else heard
-        finally:
-            writer.transport.abort()
+            async with asyncio.timeout_at(asking.last), self._connections:
+                heard = await _by_tcp(self._servers[asking.server], asking.query)
+        except TimeoutError:
+            heard = "timeout"
+        except (OSError, EOFError):
+            heard = "network"
+        asking.done(heard)
+
+
+async def _by_tcp(server: Nameserver, query: Query) -> Reply | str:
+    reader, writer = await asyncio.open_connection(*server)
+    number = _numbers()[0].to_bytes(2)
+    try:
+        wire = query.wire(int.from_bytes(number))
+        # RFC 7766 8: the length and the message in one piece
+        writer.write(len(wire).to_bytes(2) + wire)
+        while True:
+            size_bytes = int.from_bytes(await reader.readexactly(2))
+            wire = await reader.readexactly(size_bytes)
+            heard = read_message(query, wire) if wire[:2] == number else None
+            if heard is not None:
+                return heard.reply or heard.why or "failed"
+    finally:
+        writer.transport.abort()
 
 
 class _Port:
-    """A socket to one server: a source port. `numbers` are the ids that it has left, `asking` who waits, by id."""
+    """A socket to one server, so a source port. `numbers` are the ids that it has left, `asking` who waits, by id."""
 
-    __slots__ = ("_loop", "_open", "_socket", "asking", "numbers")
+    __slots__ = ("_socket", "_stub", "asking", "numbers")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, address: _Address, opened: set[_Port]) -> None:
+    def __init__(self, stub: Stub, address: _Address) -> None:
         family, at = address
         self._socket = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             self._socket.connect(at)
-            loop.add_reader(self._socket, self._read)
+            stub.loop.add_reader(self._socket, self._read)
         except BaseException:
             self._socket.close()
             raise
-        self._loop = loop
-        self._open = opened
-        self.numbers = _RANDOM.sample(_NUMBERS, _QUESTIONS)
+        self._stub = stub
+        self.numbers = _numbers()
         self.asking: dict[int, _Asking] = {}
-        opened.add(self)
+        stub.open.add(self)
 
     def send(self, wire: bytes) -> None:
         """Send a packet, or lose it, as the network might."""
@@ -137,83 +140,115 @@ class _Port:
             self._socket.send(wire)
         except BlockingIOError:
             pass
-        except OSError as exc:
-            self._fail(exc)
+        except OSError:
+            self._fail()
+
+    def end(self, number: int) -> None:
+        """A question waits no more; behind its last one the port is closed."""
+        del self.asking[number]
+        if not self.asking and not self.numbers:
+            self.close()
 
     def close(self) -> None:
-        """Close it; who still waits hears of it."""
-        self._open.discard(self)
-        self._loop.remove_reader(self._socket)
-        self._socket.close()
+        """Close it; who still waits waits for nothing."""
         for asking in self.asking.values():
-            asking.end(Heard(why="closed"))
+            asking.timer.cancel()
+        self._stub.open.discard(self)
+        self._stub.loop.remove_reader(self._socket)
+        self._socket.close()
 
     def _read(self) -> None:
-        """Something has arrived. Asked for once more where more may have, which costs less than to be called again."""
+        """Something has arrived; where more may have it is looked for, which costs less than to be called again."""
         for _ in range(len(self.asking) or 1):
             try:
                 wire = self._socket.recv(_MAX_PACKET_BYTES)
             except BlockingIOError:
                 return
-            except OSError as exc:
-                self._fail(exc)
+            except OSError:
+                self._fail()
                 return
             # RFC 5452 9.1: the id first, before anything of a stranger's packet is read
             asking = self.asking.get(int.from_bytes(wire[:2]))
             if asking is not None:
                 asking.hear(wire)
+                if not self.asking:
+                    return
 
-    def _fail(self, exc: OSError) -> None:
+    def _fail(self) -> None:
         """Nobody is there, says the system."""
-        for asking in self.asking.values():
-            asking.end(exc)
+        for asking in list(self.asking.values()):
+            asking.end("network")
 
 
 class _Asking:
-    """A question that is under way by UDP."""
+    """A question that is under way."""
 
-    __slots__ = ("_every_s", "_left", "_loop", "_port", "_query", "_wire", "heard", "timer")
+    __slots__ = (
+        "_every_s",
+        "_left",
+        "_number",
+        "_port",
+        "_stub",
+        "_wire",
+        "_with_edns",
+        "done",
+        "last",
+        "query",
+        "server",
+        "timer",
+    )
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, port: _Port, query: Query, wire: bytes, timeout_s: float
-    ) -> None:
-        self._loop = loop
+    def __init__(self, stub: Stub, server: int, query: Query, last: float, done: Done) -> None:
+        self.server = server
+        self.query = query
+        self.last = last
+        self.done = done
+        self._stub = stub
+        self._with_edns = True
+
+    def begin(self, port: _Port, timeout_s: float) -> None:
+        """Send it by UDP, again where no answer comes."""
         self._port = port
-        self._query = query
-        self._wire = wire
+        self._number = number = port.numbers.pop()
+        port.asking[number] = self
+        self._wire = self.query.wire(number, edns=self._with_edns)
         self._left = _TRIES
         self._every_s = timeout_s / _TRIES
-        self.heard: asyncio.Future[Heard] = loop.create_future()
-        self.timer: asyncio.TimerHandle | None = None
+        self._try()
 
-    def send(self) -> None:
-        """Send it, again and again, and then give up."""
+    def _try(self) -> None:
         if not self._left:
-            self.end(Heard(why="timeout"))
+            self.end("timeout")
             return
         self._left -= 1
-        self.timer = self._loop.call_later(self._every_s, self.send)
+        self.timer = self._stub.loop.call_later(self._every_s, self._try)
         self._port.send(self._wire)
-
-    def stop(self) -> None:
-        """Nobody waits for it any more."""
-        if self.timer is not None:
-            self.timer.cancel()
 
     def hear(self, wire: bytes) -> None:
         """A packet with our id."""
-        heard = read_message(self._query, wire)
-        if heard is not None:
-            self.end(heard)
-
-    def end(self, how: Heard | OSError) -> None:
-        """It is answered or given up, unless it was before."""
-        if self.heard.done():
+        heard = read_message(self.query, wire)
+        if heard is None:
             return
-        if isinstance(how, Heard):
-            self.heard.set_result(how)
+        stub = self._stub
+        if heard.why == "formerr" and self._with_edns:
+            # RFC 6891 7: a server that does not know EDNS
+            self._stop()
+            self._with_edns = False
+            stub.send(self, self.last - stub.loop.time())
+        elif heard.is_cut:
+            self._stop()
+            stub.connect(self)
         else:
-            self.heard.set_exception(how)
+            self.end(heard.reply or heard.why)
+
+    def end(self, heard: Reply | str) -> None:
+        """It is answered or given up."""
+        self._stop()
+        self.done(heard)
+
+    def _stop(self) -> None:
+        self.timer.cancel()
+        self._port.end(self._number)
 
 
 _Address = tuple[socket.AddressFamily, Any]
@@ -225,3 +260,8 @@ def _address(server: Nameserver) -> _Address:
     found = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_DGRAM, flags=flags)
     family, _, _, _, address = found[0]
     return family, address
+
+
+def _numbers() -> list[int]:
+    """Ids that nobody can guess, each once."""
+    return list(dict.fromkeys(memoryview(os.urandom(2 * _QUESTIONS)).cast("H")))

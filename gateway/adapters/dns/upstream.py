@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from gateway.adapters.dns.reply import FAILURES, Asking, NoReplyError, Reading, Reply, read
-from gateway.adapters.dns.stub import Nameserver
+from gateway.adapters.dns.reply import FAILURES, Reply, read
+from gateway.adapters.dns.stub import Done, Nameserver
 from gateway.lookup import NO_DATA, Answer, Found, RRType
 from gateway.services import Clock
 
 _MAX_CNAMES = 8
 _FAILED = {why: Answer(Found.TEMPORARY_FAILURE, why=why) for why in FAILURES}
+
+Answered = Callable[[Answer, int], None]
+"""Is told the answer, and for how many seconds it may be remembered."""
+
+
+class Asking(Protocol):
+    """Speaks with name servers, which are known by their number: gateway.adapters.dns.stub.Stub."""
+
+    def ask(self, server: int, name: str, rrtype: RRType, timeout_s: float, done: Done) -> None:
+        """Ask one server."""
 
 
 class Upstream:
@@ -22,68 +33,103 @@ class Upstream:
 
     def __init__(self, servers: Sequence[Nameserver], stub: Asking, clock: Clock, timeout_s: float) -> None:
         self.servers = tuple(servers)
+        self.stub = stub
+        self.clock = clock
+        self.down: set[int] = set()
+        """Those that gave no answer last time."""
         self.unanswered = 0
         """Questions in sequence that no server has answered."""
         self.failing_since: float | None = None
         """When the first of these was given up, in seconds since the epoch."""
-        self._stub = stub
-        self._clock = clock
         self._timeout_s = timeout_s
         self._next = 0
-        self._down: set[int] = set()
 
-    async def answer(self, name: str, rrtype: RRType) -> tuple[Answer, int]:
-        """The answer, and for how many seconds it may be remembered; within the time for one question."""
-        last = self._clock.monotonic() + self._timeout_s
-        seen: set[str] = set()
-        ttl_s, target = 2**31, name
-        for _ in range(_MAX_CNAMES + 1):
-            try:
-                reply = await self._reply(target, rrtype, last)
-            except NoReplyError as exc:
-                return _FAILED[exc.why], 0
-            reading: Reading = read(reply, target, rrtype, seen)
-            ttl_s = min(ttl_s, reading.ttl_s)
-            if reading.answer is not None:
-                return reading.answer, ttl_s
-            target = reading.target
-        return NO_DATA, ttl_s
+    def answer(self, name: str, rrtype: RRType, done: Answered) -> None:
+        """Ask, within the time for one question. `done` is called once, maybe at once, unless the stub closes."""
+        _Pursuit(self, name, rrtype, self.clock.monotonic() + self._timeout_s, done).begin()
 
-    async def _reply(self, name: str, rrtype: RRType, last: float) -> Reply:
-        """The first reply of a server. Raises NoReplyError with what the last one said."""
-        order = self._order()
-        error = NoReplyError("timeout")
-        has_heard = False
-        for place, server in enumerate(order):
-            left_s = last - self._clock.monotonic()
-            if left_s <= 0:
-                break
-            try:
-                reply = await self._stub.ask(server, name, rrtype, left_s / (len(order) - place))
-            except NoReplyError as exc:
-                error = exc
-                if exc.why in {"timeout", "network"}:
-                    self._down.add(server)
-                else:
-                    has_heard = True
-                continue
-            self._down.discard(server)
-            self._note(has_heard=True)
-            return reply
-        self._note(has_heard=has_heard)
-        raise error
-
-    def _order(self) -> list[int]:
+    def order(self) -> list[int]:
+        """The servers for the next question."""
         count = len(self.servers)
         order = [(self._next + each) % count for each in range(count)]
         self._next = (self._next + 1) % count
         # a stable sort: those that are up, in turn, and then the others
-        return sorted(order, key=self._down.__contains__) if self._down else order
+        return sorted(order, key=self.down.__contains__) if self.down else order
 
-    def _note(self, *, has_heard: bool) -> None:
+    def note(self, *, has_heard: bool) -> None:
+        """Count a question, which some server has answered, or none."""
         if has_heard:
             self.unanswered, self.failing_since = 0, None
             return
         self.unanswered += 1
         if self.failing_since is None:
-            self.failing_since = self._clock.now()
+            self.failing_since = self.clock.now()
+
+
+class _Pursuit:
+    """A question on its way from server to server, and from alias to alias."""
+
+    __slots__ = (
+        "_aliases",
+        "_done",
+        "_has_heard",
+        "_last",
+        "_name",
+        "_order",
+        "_rrtype",
+        "_seen",
+        "_server",
+        "_ttl_s",
+        "_upstream",
+        "_why",
+    )
+
+    def __init__(self, upstream: Upstream, name: str, rrtype: RRType, last: float, done: Answered) -> None:
+        self._upstream = upstream
+        self._name = name
+        self._rrtype = rrtype
+        self._last = last
+        self._done = done
+        self._aliases = 0
+        self._seen: set[str] = set()
+        self._ttl_s = 2**31
+
+    def begin(self) -> None:
+        """Ask for a name."""
+        self._order = self._upstream.order()
+        self._has_heard = False
+        self._why = "timeout"
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Ask the next server; without one, the last one's failure is the answer."""
+        upstream, order = self._upstream, self._order
+        left_s = self._last - upstream.clock.monotonic()
+        if order and left_s > 0:
+            share_s = left_s / len(order)
+            self._server = order.pop(0)
+            upstream.stub.ask(self._server, self._name, self._rrtype, share_s, self._hear)
+            return
+        upstream.note(has_heard=self._has_heard)
+        self._done(_FAILED[self._why], 0)
+
+    def _hear(self, heard: Reply | str) -> None:
+        upstream = self._upstream
+        if isinstance(heard, str):
+            self._why = heard
+            if heard in {"timeout", "network"}:
+                upstream.down.add(self._server)
+            else:
+                self._has_heard = True
+            self._go_on()
+            return
+        upstream.down.discard(self._server)
+        upstream.note(has_heard=True)
+        answer, ttl_s, target = read(heard, self._name, self._rrtype, self._seen)
+        self._ttl_s = min(self._ttl_s, ttl_s)
+        if answer is None and self._aliases < _MAX_CNAMES:
+            self._aliases += 1
+            self._name = target
+            self.begin()
+            return
+        self._done(answer or NO_DATA, self._ttl_s)
