@@ -633,6 +633,8 @@ class Connection(asyncio.Protocol):
             self._task.cancel()
         else:
             self._conversation.reset()
+        # the two lead to each other: so they are gone now, and not when somebody looks for cycles
+        del self._server
         listener.session_ended()
 
     # --- deadlines and drain ----------------------------------------------------------------------------

@@ -122,7 +122,9 @@ class _Wait:
         """One of the flights has landed."""
         self.left -= 1
         if not self.left:
-            self.wake()
+            wake = self.wake
+            del self.wake  # it may lead back here
+            wake()
 
 
 _Pending = tuple[Sequence[Question], Sequence[str], Sequence[Answer | None]]
@@ -340,7 +342,8 @@ class CachingResolver:
     def _land(self, key: str, flight: _Flight, answer: Answer) -> None:
         del self._flights[key]
         flight.answer = answer
-        for wait in flight.waits:
+        waits, flight.waits = flight.waits, []
+        for wait in waits:
             wait.landed()
 
 
