@@ -769,7 +769,8 @@ class Connection(asyncio.Protocol):
             return
         try:
             then(task.result())
-            self._server.run()
+            if not self._is_closed:
+                self._server.run()
         except _OWN_DEFECTS as exc:  # the barrier around a session
             self._fail(exc)
         else:
