@@ -1,7 +1,7 @@
 """Messages of DNS: how a question is written, and how an answer is read (RFC 1035 4.1, EDNS of RFC 6891).
 
-What comes in is anybody's. A packet that is not the answer to the question, or not sound to its last record, is None,
-never an exception; no name in it is followed forwards, and none beyond 255 octets.
+What comes in is anybody's. A packet that is not the answer to the question, or in which the records that are looked
+for cannot be read, is None, never an exception; no name in it is followed forwards, and none beyond 255 octets.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from gateway.session import unmapped
 PAYLOAD_BYTES = 1232
 """Largest UDP answer asked for: fits any path without fragments (DNS flag day 2020)."""
 
+_MAX_NAME_BYTES, _MAX_LABEL_BYTES = 255, 63
 _HEADER = struct.Struct("!HHHHHH")
 _RECORD = struct.Struct("!HHlH")
-_HEADER_BYTES = 12
+_HEADER_BYTES, _RECORD_BYTES = _HEADER.size, _RECORD.size
 
 # RFC 1035 4.1.1
 _RESPONSE, _OPCODES, _CUT, _RECURSION_DESIRED, _RCODES = 0x8000, 0x7800, 0x0200, 0x0100, 0x000F
 _IN, _CNAME, _SOA, _OPT = 1, 5, 6, 41
 _NUMBERS = {RRType.A: 1, RRType.NS: 2, RRType.PTR: 12, RRType.MX: 15, RRType.TXT: 16, RRType.AAAA: 28}
+_SIZES = [bytes((size,)) for size in range(_MAX_LABEL_BYTES + 1)]
 _ENDS = {rrtype: b"\0" + number.to_bytes(2) + _IN.to_bytes(2) for rrtype, number in _NUMBERS.items()}
 # no data, version 0, no flags (RFC 6891 6.1.2)
 _EDNS = b"\0" + _RECORD.pack(_OPT, PAYLOAD_BYTES, 0, 0)
@@ -34,7 +36,6 @@ _EDNS = b"\0" + _RECORD.pack(_OPT, PAYLOAD_BYTES, 0, 0)
 _NOERROR, _FORMERR, _SERVFAIL, _NXDOMAIN, _NOTIMP, _REFUSED = range(6)
 _WHY = {_FORMERR: "formerr", _SERVFAIL: "servfail", _NOTIMP: "notimp", _REFUSED: "refused"}
 
-_MAX_NAME_BYTES, _MAX_LABEL_BYTES = 255, 63
 _POINTER = 0xC0
 # a pointer to the question's name, which nearly every record begins with
 _TO_QUESTION = b"\xc0\x0c"
@@ -68,7 +69,7 @@ _IS_CUT = Heard(is_cut=True)
 
 def query_for(name: str, rrtype: RRType) -> Query:
     """The question for a name that can exist (gateway.adapters.dns.names), lower-case and without its final dot."""
-    labels = b"".join([bytes((len(label),)) + label for label in name.encode().split(b".")])
+    labels = b"".join([_SIZES[len(label)] + label for label in name.encode().split(b".")])
     return Query(name, rrtype, labels + _ENDS[rrtype])
 
 
@@ -94,7 +95,9 @@ def read_message(query: Query, wire: bytes) -> Heard | None:
     if answers > MAX_RECORDS:
         return Heard(why="too_large")
     try:
-        resources, at = _answers(query, wire, at, answers)
+        resources, at, has_records = _answers(query, wire, at, answers)
+        if has_records:  # all that is to be known
+            return Heard(Reply(rcode == _NXDOMAIN, resources))
         negative_ttl_s, extended_rcode = _others(wire, at, authorities, additionals)
     except (ValueError, IndexError, struct.error):
         return None
@@ -103,14 +106,18 @@ def read_message(query: Query, wire: bytes) -> Heard | None:
     return Heard(Reply(rcode == _NXDOMAIN, resources, negative_ttl_s))
 
 
-def _answers(query: Query, wire: bytes, at: int, count: int) -> tuple[tuple[Resource, ...], int]:
-    """The records that answer, and aliases; and where the section ends. Raises what `read_message` catches."""
+def _answers(query: Query, wire: bytes, at: int, count: int) -> tuple[tuple[Resource, ...], int, bool]:
+    """The records that answer, and aliases; where the section ends; and whether any is no alias.
+
+    Raises what `read_message` catches.
+    """
     resources = []
+    has_records = False
     wanted = _NUMBERS[query.rrtype]
     for _ in range(count):
-        begin, at = at, _behind_name(wire, at)
+        begin, at = at, at + 2 if wire[at] >= _POINTER else _behind_name(wire, at)
         number, rdclass, ttl_s, size_bytes = _RECORD.unpack_from(wire, at)
-        at += _RECORD.size
+        at += _RECORD_BYTES
         end = at + size_bytes
         if end > len(wire):
             raise ValueError("a record is cut off")
@@ -119,8 +126,9 @@ def _answers(query: Query, wire: bytes, at: int, count: int) -> tuple[tuple[Reso
             kind, value_of = _READERS[number]
             # RFC 2181 8: with its highest bit set a TTL is 0
             resources.append(Resource(owner, kind, max(0, ttl_s), value_of(wire, at, end)))
+            has_records = has_records or number == wanted
         at = end
-    return tuple(resources), at
+    return tuple(resources), at, has_records
 
 
 def _others(wire: bytes, at: int, authorities: int, additionals: int) -> tuple[int | None, int]:
@@ -129,7 +137,7 @@ def _others(wire: bytes, at: int, authorities: int, additionals: int) -> tuple[i
     for place in range(authorities + additionals):
         at = _behind_name(wire, at)
         number, _, ttl_s, size_bytes = _RECORD.unpack_from(wire, at)
-        at += _RECORD.size + size_bytes
+        at += _RECORD_BYTES + size_bytes
         if at > len(wire):
             raise ValueError("a record is cut off")
         if place >= authorities:
@@ -190,6 +198,9 @@ def _mx(wire: bytes, at: int, end: int) -> Mx:
 
 
 def _text(wire: bytes, at: int, end: int) -> bytes:
+    behind = at + 1 + wire[at]
+    if behind == end:  # as nearly always
+        return wire[at + 1 : end]
     strings = []
     while at < end:
         behind = at + 1 + wire[at]

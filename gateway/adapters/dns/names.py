@@ -6,9 +6,14 @@ so, a dot within a label and octets that are no UTF-8, is shown in records as \0
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from gateway.lookup import Question
+
+# of what a question has: the length of each label and the root's are octets too
+_MAX_NAME_BYTES = 253
+_LABELS = re.compile(rb"(?s:[^.]{1,63}(?:\.[^.]{1,63})*)")
 
 
 def key_of(question: Question) -> str:
@@ -21,14 +26,11 @@ def key_of(question: Question) -> str:
 
 def can_exist(name: str) -> bool:
     """Whether DNS can hold this name (no final dot): RFC 1035 2.3.4, and what UTF-8 can say."""
-    # octets are never fewer than characters
-    if not 0 < len(name) <= 253:
-        return False
     try:
         octets = name.encode()
     except UnicodeEncodeError:  # lone surrogates
         return False
-    return len(octets) <= 253 and all(0 < len(label) <= 63 for label in octets.split(b"."))
+    return len(octets) <= _MAX_NAME_BYTES and _LABELS.fullmatch(octets) is not None
 
 
 def text_of(labels: Sequence[bytes]) -> str:

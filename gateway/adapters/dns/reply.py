@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from gateway.lookup import NO_DATA, NO_SUCH_NAME, Answer, Found, Record, RRType
@@ -31,8 +30,7 @@ class Resource(NamedTuple):
     value: Record
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """NOERROR or NXDOMAIN. `negative_ttl_s` is that of the SOA in the authority section, None without one."""
 
     is_no_such_name: bool = False
@@ -53,6 +51,10 @@ def read(reply: Reply, name: str, rrtype: RRType, seen: set[str]) -> Reading:
 
     Records of other names are ignored: they say nothing about this one.
     """
+    direct = [each for each in reply.resources if each.owner == name and each.rrtype == rrtype]
+    if direct:  # as nearly always
+        left_s = min(POSITIVE_S, *[each.ttl_s for each in direct])
+        return Reading(Answer(Found.RECORDS, tuple([each.value for each in direct])), left_s)
     found: dict[str, list[Record]] = {}
     aliases: dict[str, str] = {}
     ttls: dict[str, int] = {}

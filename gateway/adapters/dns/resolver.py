@@ -7,10 +7,10 @@ name server. A flight belongs to nobody who waits for it: it goes on when one gi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from math import inf
-from typing import NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from gateway.adapters.dns.cache import Cache
 from gateway.adapters.dns.memory import OVER_LIMIT, Budget, Memory, memory_of
@@ -362,16 +362,16 @@ class PolicyResolver:
         self._policy = policy
         self._limit_s = limit_s
 
-    async def run(
+    def run(
         self,
         lookup: Lookup[T],
         tx: Transaction | None = None,
         *,
         timeout_s: float | None = None,
         own_budget: bool = False,
-    ) -> T:
+    ) -> Coroutine[Any, Any, T]:
         """See gateway.services.Resolver."""
-        return await self._resolver.run_for(
+        return self._resolver.run_for(
             self._policy, self._limit_s, lookup, tx, timeout_s=timeout_s, own_budget=own_budget
         )
 

@@ -212,11 +212,13 @@ class _Asking:
         self._number = number = port.numbers.pop()
         port.asking[number] = self
         self._wire = self.query.wire(number, edns=self._with_edns)
-        self._left = _TRIES
+        self._left = _TRIES - 1
         self._every_s = timeout_s / _TRIES
-        self._try()
+        self.timer = self._stub.loop.call_later(self._every_s, self._try)
+        port.send(self._wire)
 
     def _try(self) -> None:
+        """Send it once more, or give up."""
         if not self._left:
             self.end("timeout")
             return

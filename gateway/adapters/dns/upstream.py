@@ -51,6 +51,8 @@ class Upstream:
     def order(self) -> list[int]:
         """The servers for the next question."""
         count = len(self.servers)
+        if count == 1:
+            return [0]
         order = [(self._next + each) % count for each in range(count)]
         self._next = (self._next + 1) % count
         # a stable sort: those that are up, in turn, and then the others
@@ -123,8 +125,9 @@ class _Pursuit:
                 self._has_heard = True
             self._go_on()
             return
-        upstream.down.discard(self._server)
-        upstream.note(has_heard=True)
+        if upstream.down or upstream.unanswered:
+            upstream.down.discard(self._server)
+            upstream.note(has_heard=True)
         answer, ttl_s, target = read(heard, self._name, self._rrtype, self._seen)
         self._ttl_s = min(self._ttl_s, ttl_s)
         if answer is None and self._aliases < _MAX_CNAMES:
