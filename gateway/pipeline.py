@@ -12,7 +12,7 @@ never touches another policy. What an observed policy decides is counted and rec
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import field
 from functools import cached_property, partial
@@ -429,7 +429,8 @@ class Pipeline:
                 last = last or now + STAGE_BUDGET_S[rank[0].stage]
                 # each rank leaves their share to those behind it
                 here += await self._wait(waiting, now + (last - now) / (len(ranks) - ranks.index(rank)))
-                here.sort(key=lambda heard: rank.index(heard[0]))
+                if len(here) > 1:
+                    here.sort(key=lambda heard: rank.index(heard[0]))
             for heard in here:
                 hook, verdict, took_s, _ = heard
                 hook.duration.observe(took_s, args[0].id)
@@ -499,11 +500,8 @@ class Pipeline:
         heard: list[_Heard] = []
         try:
             while waiting:
-                until = min(deadlines[task] for task in waiting)
-                done, _ = await asyncio.wait(
-                    waiting, timeout=max(0.0, until - loop.time()), return_when=asyncio.FIRST_COMPLETED
-                )
-                heard += [self._outcome_of(waiting.pop(task), task) for task in done]
+                await _first_done(loop, waiting, min(deadlines[task] for task in waiting))
+                heard += [self._outcome_of(waiting.pop(task), task) for task in list(waiting) if task.done()]
                 now = loop.time()
                 for task in [task for task in waiting if now >= deadlines[task]]:
                     late = waiting.pop(task)
@@ -571,6 +569,27 @@ class Pipeline:
         else:
             verdict = proceed(reason="policy_failed", results=results)
         return hook, verdict, took_s, failure
+
+
+async def _first_done(
+    loop: asyncio.AbstractEventLoop, tasks: Iterable[asyncio.Task[Verdict]], until: float
+) -> None:
+    """Wait until one of them is done or the loop's time is `until`. asyncio.wait does it in more steps."""
+    woken = loop.create_future()
+
+    def wake(_: object = None) -> None:
+        if not woken.done():
+            woken.set_result(None)
+
+    for task in tasks:
+        task.add_done_callback(wake)
+    timer = loop.call_at(until, wake)
+    try:
+        await woken
+    finally:
+        timer.cancel()
+        for task in tasks:
+            task.remove_done_callback(wake)
 
 
 def least_times(steps: Sequence[Ordered]) -> dict[str, float]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache, partial
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
 from typing import NamedTuple
 
 from gateway.api import Result
@@ -30,8 +30,10 @@ _MODIFIER = re.compile(r"([A-Za-z][A-Za-z0-9._-]*)=(.*)")
 _DIRECTIVE = re.compile(r"([-+?~]?)([A-Za-z0-9]+)(.*)")
 # RFC 7208 5.6: no leading zeros
 _PREFIX = r"(0|[1-9][0-9]{0,2})"
+_OCTET = "(?:0|[1-9][0-9]{0,2})"
+_CIDR4 = re.compile(rf"({_OCTET}(?:\.{_OCTET}){{3}})(?:/{_PREFIX})?")
 # no zone identifiers, which ipaddress would take
-_CIDR = re.compile(rf"([0-9A-Fa-f.:]+)(?:/{_PREFIX})?")
+_CIDR6 = re.compile(rf"([0-9A-Fa-f.:]+)(?:/{_PREFIX})?")
 _DUAL_CIDR = re.compile(rf"(?:/{_PREFIX})?(?://{_PREFIX})?\Z")
 _LDH = re.compile(r"[0-9A-Za-z-]+")
 
@@ -180,11 +182,14 @@ def _addresses(rest: str, *, text: str, result: Result, mechanism: Mechanism) ->
 
 def _network(rest: str, *, text: str, result: Result, version: int) -> Directive:
     """RFC 7208 5.6: ip4 and ip6. Bits behind the prefix do not count."""
-    cidr = _CIDR.fullmatch(rest[1:]) if rest[:1] == ":" else None
+    cidr = (_CIDR4 if version == 4 else _CIDR6).fullmatch(rest[1:]) if rest[:1] == ":" else None
     if cidr is None:
         raise RecordError(f"invalid ip{version} network")
     try:
-        address = int(IPv4Address(cidr[1]) if version == 4 else IPv6Address(cidr[1]))
+        # octets above 255 are a ValueError of bytes
+        address = (
+            int.from_bytes(bytes(map(int, cidr[1].split(".")))) if version == 4 else int(IPv6Address(cidr[1]))
+        )
     except ValueError as exc:
         raise RecordError(f"invalid ip{version} network") from exc
     mask = _mask(cidr[2], 32 if version == 4 else 128)
