@@ -36,7 +36,7 @@ def _rrset(record: str) -> dns.rrset.RRset:
 class FakeNameserver(asyncio.DatagramProtocol):
     """Answers by its script, or not at all; `heard` are the names asked for, with how they came."""
 
-    def __init__(self, script: Script | None = None) -> None:
+    def __init__(self, script: Script | None = None, *, at: Nameserver | None = None) -> None:
         self.script = script
         self.heard: list[tuple[str, str]] = []
         self.packets: list[bytes] = []
@@ -45,7 +45,7 @@ class FakeNameserver(asyncio.DatagramProtocol):
         self._tasks: set[asyncio.Task[None]] = set()
         self._udp: asyncio.DatagramTransport | None = None
         self._tcp: asyncio.Server | None = None
-        self.at = Nameserver(LOOPBACK, free_port())
+        self.at = at or Nameserver(LOOPBACK, free_port())
 
     @asynccontextmanager
     async def running(self, *, with_tcp: bool = True) -> AsyncIterator[FakeNameserver]:

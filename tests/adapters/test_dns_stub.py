@@ -113,3 +113,15 @@ async def test_without_a_socket_to_ask_from_it_says_so(
         assert await asked(stub, "a.example.org") == "network"
     assert isinstance(await asked(stub, "a.example.org"), Reply)
     await stub.close()
+
+
+async def test_who_was_not_there_is_asked_again(server: FakeNameserver) -> None:
+    elsewhere = Nameserver(LOOPBACK, free_port())
+    stub = Stub([elsewhere])
+    assert await asked(stub, "a.example.org", 30) == "network"
+    async with FakeNameserver(good, at=elsewhere).running() as other:
+        assert isinstance(await asked(stub, "b.example.org"), Reply)
+        assert isinstance(await asked(stub, "c.example.org"), Reply)
+        assert len(other.packets) == 2
+    assert await asked(stub, "d.example.org", 30) == "network"
+    await stub.close()

@@ -175,9 +175,12 @@ class _Port:
                     return
 
     def _fail(self) -> None:
-        """Nobody is there, says the system."""
+        """Nobody is there, says the system. Behind an error uvloop reads no more, so the port is given up."""
+        self.numbers.clear()
         for asking in list(self.asking.values()):
-            asking.end("network")
+            asking.end("network")  # the last one closes the port
+        if self._socket.fileno() >= 0:
+            self.close()
 
 
 class _Asking:
