@@ -615,10 +615,14 @@ def _is_sound(verdict: Any) -> bool:
         and isinstance(verdict.results, tuple)
         and all(map(_is_result, verdict.results))
         and isinstance(verdict.edits, tuple)
-        and all(isinstance(one, AddField | RemoveFields) for one in verdict.edits)
+        and all(map(_is_edit, verdict.edits))
         # asked of its class, so that no code of the policy's runs here
         and (verdict.evidence is None or callable(getattr(type(verdict.evidence), "lines", None)))
     )
+
+
+def _is_edit(edit: object) -> bool:
+    return isinstance(edit, AddField | RemoveFields)
 
 
 def _is_result(found: object) -> bool:
