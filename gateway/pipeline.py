@@ -316,6 +316,8 @@ class Pipeline:
 
     def group_of(self, domain: Domain | AddressLiteral | None) -> Group:
         """The group of a recipient's domain."""
+        if not self.has_overrides:
+            return self.base
         pattern = closest_pattern(domain, self._groups)
         return self.base if pattern is None else self._groups[pattern]
 
