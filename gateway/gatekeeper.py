@@ -860,7 +860,7 @@ def _observed(trail: Trail) -> str:
 
 def _settled(results: tuple[AuthResult, ...]) -> tuple[AuthResult, ...]:
     """A policy that failed has one result, and none for its failure where the check was made all the same."""
-    if not any([each.reason is POLICY_FAILED for each in results]):
+    if POLICY_FAILED not in [each.reason for each in results]:
         return results
     found = {each.method for each in results if each.reason is not POLICY_FAILED}
     return tuple(

@@ -110,13 +110,13 @@ class DecisionRing:
 
 def estimate_bytes(decision: Decision) -> int:
     """What a record keeps alive."""
-    mail_from, answer = decision.envelope.mail_from, decision.reply
+    mail_from, last = decision.envelope.mail_from, decision.reply
     size = _RECORD + len(decision.header) + len(decision.session.helo) + len(decision.error)
     has_evidence = False
     if mail_from is not None:
         size += 2 * len(mail_from.text)  # the whole, and its parts
-    if answer is not None:
-        size += _REPLY + 2 * len(answer.text)  # as text, and as it is written
+    if last is not None:
+        size += _REPLY + 2 * len(last.text)  # as text, and as it is written
     for rcpt, reply, _, _ in decision.rcpts:
         size += _RCPT + 2 * len(rcpt.mailbox.text) + len(rcpt.orcpt) + _REPLY + 2 * len(reply.text)
     for judged in decision.judged:

@@ -74,9 +74,10 @@ class Header:
     def by_name(self) -> Mapping[bytes, Sequence[Field]]:
         """All of them by their lower-case names, those of one name top to bottom."""
         if self._by_name is None:
-            self._by_name = by_name = {}
+            by_name: dict[bytes, list[Field]] = {}
             for field in self.fields:
                 by_name.setdefault(field.name, []).append(field)
+            self._by_name = by_name
         return self._by_name
 
     def all(self, name: bytes) -> tuple[Field, ...]:
