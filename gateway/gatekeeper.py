@@ -459,7 +459,7 @@ class Conversation:
     async def _before(self, open_: _Open, rcpt: Recipient, asked: int, last: float) -> _Word | None:
         """What is said of a recipient before the downstream is asked; None: it is to be asked, with `asked` others."""
         pipeline = self._gate.pipeline
-        group = pipeline.group_of(rcpt.mailbox.domain) if pipeline.has_overrides else pipeline.base
+        group = pipeline.group_of(rcpt.mailbox.domain)
         decided = self._held_refusal(group) if self._held else None
         if decided is None:
             decided = await pipeline.rcpt_before(open_.current(), rcpt, group, last, open_.trail)
@@ -860,7 +860,7 @@ def _observed(trail: Trail) -> str:
 
 def _settled(results: tuple[AuthResult, ...]) -> tuple[AuthResult, ...]:
     """A policy that failed has one result, and none for its failure where the check was made all the same."""
-    if not any(each.reason is POLICY_FAILED for each in results):
+    if POLICY_FAILED not in [each.reason for each in results]:
         return results
     found = {each.method for each in results if each.reason is not POLICY_FAILED}
     return tuple(

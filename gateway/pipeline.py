@@ -151,6 +151,9 @@ class Decided:
     refusals: tuple[tuple[str, Verdict], ...] = field(default=(), compare=False)
 
 
+Stepped = Coroutine[Any, Any, Decided]
+"""A stage that is run by who awaits it."""
+
 _Heard = tuple[_Hook, Verdict, float, str]
 """A policy, what it said or its failure became, the seconds since its call, and how it failed ("" when it did not)."""
 
@@ -316,6 +319,8 @@ class Pipeline:
 
     def group_of(self, domain: Domain | AddressLiteral | None) -> Group:
         """The group of a recipient's domain."""
+        if not self.has_overrides:
+            return self.base
         pattern = closest_pattern(domain, self._groups)
         return self.base if pattern is None else self._groups[pattern]
 
@@ -323,42 +328,42 @@ class Pipeline:
         """When the budget of an RCPT stage that begins now is used up, in the loop's time."""
         return self._loop.time() + _RCPT_BUDGET_S
 
-    async def connect(self, session: Session, trail: Trail | None = None) -> Decided:
+    def connect(self, session: Session, trail: Trail | None = None) -> Stepped:
         """The CONNECT stage."""
-        return await self._run(self.base.connect, 0.0, trail, session, session, is_early=True)
+        return self._run(self.base.connect, 0.0, trail, session, session, is_early=True)
 
-    async def ehlo(self, session: Session, trail: Trail | None = None) -> Decided:
+    def ehlo(self, session: Session, trail: Trail | None = None) -> Stepped:
         """The EHLO stage."""
-        return await self._run(self.base.ehlo, 0.0, trail, session, session, is_early=True)
+        return self._run(self.base.ehlo, 0.0, trail, session, session, is_early=True)
 
-    async def mail(self, tx: Transaction, trail: Trail | None = None) -> Decided:
+    def mail(self, tx: Transaction, trail: Trail | None = None) -> Stepped:
         """The MAIL stage."""
-        return await self._run(self.base.mail, 0.0, trail, tx.session, tx, is_early=True)
+        return self._run(self.base.mail, 0.0, trail, tx.session, tx, is_early=True)
 
-    async def rcpt_before(
+    def rcpt_before(
         self,
         tx: Transaction,
         rcpt: Recipient,
         group: Group | None = None,
         last: float = 0.0,
         trail: Trail | None = None,
-    ) -> Decided:
+    ) -> Stepped:
         """The RCPT stage up to the downstream's own answer: the relay guard alone, then the others.
 
         `group` is the recipient's, `last` the deadline of the stage, 0 when it begins now.
         """
-        return await self._run((group or self.base).rcpt_before, last, trail, tx.session, tx, rcpt)
+        return self._run((group or self.base).rcpt_before, last, trail, tx.session, tx, rcpt)
 
-    async def rcpt_after(
+    def rcpt_after(
         self,
         tx: Transaction,
         rcpt: Recipient,
         group: Group | None = None,
         last: float = 0.0,
         trail: Trail | None = None,
-    ) -> Decided:
+    ) -> Stepped:
         """The RCPT stage behind the downstream's own answer."""
-        return await self._run((group or self.base).rcpt_after, last, trail, tx.session, tx, rcpt)
+        return self._run((group or self.base).rcpt_after, last, trail, tx.session, tx, rcpt)
 
     def watch(self, tx: Transaction, group: Group, *, is_stuffed: bool) -> Watching | None:
         """The header is complete: those who want to see the body, None when nobody does."""
@@ -371,21 +376,21 @@ class Pipeline:
             watching.add_digests(tx.message.digests)
         return watching or None
 
-    async def eom(
+    def eom(
         self,
         tx: Transaction,
         group: Group | None = None,
         trail: Trail | None = None,
         failed: Mapping[Hashable, Failure] | None = None,
-    ) -> Decided:
+    ) -> Stepped:
         """The EOM stage of the transaction's group (the base unless given); `failed` are those of its watches."""
-        return await self._run((group or self.base).eom, 0.0, trail, tx.session, tx, failed=failed)
+        return self._run((group or self.base).eom, 0.0, trail, tx.session, tx, failed=failed)
 
-    async def send(
+    def send(
         self, tx: Transaction, header: Header, group: Group | None = None, trail: Trail | None = None
-    ) -> Decided:
+    ) -> Stepped:
         """The last word of EOM on an accepted message, which leaves with this header; its edits add signatures."""
-        return await self._run((group or self.base).send, 0.0, trail, tx.session, tx, header)
+        return self._run((group or self.base).send, 0.0, trail, tx.session, tx, header)
 
     async def outcome(self, tx: Transaction, outcome: Outcome, group: Group | None = None) -> None:
         """Tell those who want to know how it ended; their failures are logged and nothing else."""
@@ -634,10 +639,14 @@ def _is_sound(verdict: Any) -> bool:
         and isinstance(verdict.results, tuple)
         and all(map(_is_result, verdict.results))
         and isinstance(verdict.edits, tuple)
-        and all(isinstance(one, AddField | RemoveFields) for one in verdict.edits)
+        and all(map(_is_edit, verdict.edits))
         # asked of its class, so that no code of the policy's runs here
         and (verdict.evidence is None or callable(getattr(type(verdict.evidence), "lines", None)))
     )
+
+
+def _is_edit(edit: object) -> bool:
+    return isinstance(edit, AddField | RemoveFields)
 
 
 def _is_result(found: object) -> bool:

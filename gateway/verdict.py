@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from functools import lru_cache
 from typing import Protocol
 
 from gateway.frozen import frozen
@@ -19,6 +20,7 @@ from gateway.smtp.reply import Reply
 _FIELD_TEXT = r"[^\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]"
 _FIELD_VALUE = re.compile(rf"{_FIELD_TEXT}*(?:\r\n[ \t]+(?![ \t\r]){_FIELD_TEXT}+)*")
 _REASON = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_CACHED_REASONS = 512
 _MAX_LINE = 998
 # RFC 5322 2.2: printable ASCII but the colon; the length is ours
 _FIELD_NAME = re.compile(r"[\x21-\x39\x3b-\x7e]{1,77}")
@@ -187,7 +189,7 @@ class Verdict:
     evidence: Evidence | None = None
 
     def __post_init__(self) -> None:
-        if self.reason and not _REASON.fullmatch(self.reason):
+        if self.reason and not _is_token(self.reason):
             raise ValueError(f"reason {self.reason!r} is no token of a-z, 0-9 and _")
         if self.action is _CONTINUE and self.reply is None and not self.close:
             return  # as nearly all of them
@@ -200,6 +202,11 @@ class Verdict:
                 fits = self.reply is None and not self.close
         if not fits:
             raise ValueError(f"reply {self.reply} does not fit {self.action.label}")
+
+
+@lru_cache(maxsize=_CACHED_REASONS)
+def _is_token(reason: str) -> bool:
+    return _REASON.fullmatch(reason) is not None
 
 
 _PROCEED = Verdict(_CONTINUE)
@@ -215,7 +222,7 @@ def proceed(
     """Go on; what was found may be reported all the same."""
     if not (reason or results or edits or evidence):
         return _PROCEED
-    return Verdict(_CONTINUE, reason, results=tuple(results), edits=tuple(edits), evidence=evidence)
+    return Verdict(_CONTINUE, reason, None, tuple(results), tuple(edits), False, evidence)
 
 
 def quarantine(

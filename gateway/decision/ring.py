@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
 from gateway.decision.filters import ANY, Filters
 from gateway.decision.record import Decision, Judged
-from gateway.lookup import Asked, Mx
+from gateway.lookup import Mx, Record
 from gateway.verdict import AddField, AuthResult, Verdict, proceed
 
 MAX_BYTES: Final = 4 * 1024 * 1024
@@ -110,13 +110,13 @@ class DecisionRing:
 
 def estimate_bytes(decision: Decision) -> int:
     """What a record keeps alive."""
-    mail_from, answer = decision.envelope.mail_from, decision.reply
+    mail_from, last = decision.envelope.mail_from, decision.reply
     size = _RECORD + len(decision.header) + len(decision.session.helo) + len(decision.error)
     has_evidence = False
     if mail_from is not None:
         size += 2 * len(mail_from.text)  # the whole, and its parts
-    if answer is not None:
-        size += _REPLY + 2 * len(answer.text)  # as text, and as it is written
+    if last is not None:
+        size += _REPLY + 2 * len(last.text)  # as text, and as it is written
     for rcpt, reply, _, _ in decision.rcpts:
         size += _RCPT + 2 * len(rcpt.mailbox.text) + len(rcpt.orcpt) + _REPLY + 2 * len(reply.text)
     for judged in decision.judged:
@@ -128,14 +128,16 @@ def estimate_bytes(decision: Decision) -> int:
     if has_evidence:
         size += len(decision.header) + decision.omitted_header_bytes
     size += _DIGEST * len(decision.digests)
-    for asked in decision.dns:
-        size += _of_asked(asked, has_evidence=has_evidence)
+    for _, question, answer, _ in decision.dns:
+        size += _ASKED + _size(question.name)
+        if answer.records:
+            size += _of_records(answer.records, has_evidence=has_evidence)
     return size
 
 
-def _of_asked(asked: Asked, *, has_evidence: bool) -> int:
-    size = _ASKED + _size(asked.question.name)
-    for record in asked.answer.records:
+def _of_records(records: Iterable[Record], *, has_evidence: bool) -> int:
+    size = 0
+    for record in records:
         if isinstance(record, bytes):
             size += _size(record)
             if has_evidence and len(record) > _LONG_TEXT:
@@ -162,14 +164,8 @@ def _of_verdict(verdict: Verdict) -> int:
 
 def _of_result(result: AuthResult) -> int:
     size = _RESULT + _size(result.reason)
-    properties: object = result.properties
-    # a policy wrote it, and not all of them are checked by mypy
-    if isinstance(properties, tuple):
-        for pair in properties:
-            size += _PROPERTY
-            if isinstance(pair, tuple):
-                for text in pair:
-                    size += _size(text)
+    for name, value in result.properties:
+        size += _PROPERTY + _size(name) + _size(value)
     return size
 
 

@@ -77,10 +77,15 @@ def _from_value(header: Header) -> bytes:
 
 # Also with octets that no field name holds (RFC 5322 3.6.8), which one reader overlooks and another one stumbles over
 _FROM_ALIKE = re.compile(rb"[^!-~]*+f[^!-~]*+r[^!-~]*+o[^!-~]*+m[^!-~]*+")
+_NAME_OCTETS = bytes(range(0x21, 0x7F))
 
 
 def _from_field(header: Header) -> Field:
-    alike = [field for field in header.fields if _FROM_ALIKE.fullmatch(field.name)]
+    by_name = header.by_name
+    alike = list(by_name.get(b"from", ()))
+    # nearly always all names are good ones, of which none but its own looks like it
+    if b"".join(by_name).translate(None, _NAME_OCTETS):
+        alike = [field for name in by_name if _FROM_ALIKE.fullmatch(name) for field in by_name[name]]
     if not alike:
         raise AuthorError(AuthorFault.NO_FROM, "there is no From field")
     if len(alike) > 1:

@@ -8,7 +8,7 @@ the colon hides a field.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -54,30 +54,42 @@ class Header:
     `octets` are unstuffed; `wire_bytes` is their length on the wire.
     """
 
-    __slots__ = ("_fields", "_lower", "octets", "wire_bytes")
+    __slots__ = ("_by_name", "_fields", "_lower", "octets", "wire_bytes")
 
     def __init__(self, octets: bytes, wire_bytes: int) -> None:
         self.octets = octets
         self.wire_bytes = wire_bytes
         self._lower = octets.lower()
         self._fields: tuple[Field, ...] | None = None
+        self._by_name: dict[bytes, list[Field]] | None = None
 
     @property
     def fields(self) -> tuple[Field, ...]:
         """All of them, top to bottom."""
         if self._fields is None:
-            self._fields = tuple(map(_field, _fields_of(self.octets)))
+            self._fields = tuple([_field(piece) for piece in _fields_of(self.octets)])
         return self._fields
+
+    @property
+    def by_name(self) -> Mapping[bytes, Sequence[Field]]:
+        """All of them by their lower-case names, those of one name top to bottom."""
+        if self._by_name is None:
+            by_name: dict[bytes, list[Field]] = {}
+            for field in self.fields:
+                by_name.setdefault(field.name, []).append(field)
+            self._by_name = by_name
+        return self._by_name
 
     def all(self, name: bytes) -> tuple[Field, ...]:
         """Every field of this lower-case name, top to bottom."""
-        return tuple(f for f in self.fields if f.name == name) if self._lower.find(name) >= 0 else ()
+        # most of what is asked for is not there
+        return tuple(self.by_name.get(name, ())) if self._lower.find(name) >= 0 else ()
 
     def resembling(self, name: bytes) -> tuple[Field, ...]:
         """Every field of this lower-case name, also where octets stand around it that no name may hold."""
         if self._lower.find(name) < 0:
             return ()
-        return tuple(f for f in self.fields if f.name.strip(_NOT_IN_NAMES) == name)
+        return tuple([f for f in self.fields if f.name.strip(_NOT_IN_NAMES) == name])
 
     def has_more(self, name: bytes, count: int) -> bool:
         """Whether there are more than `count` fields of this lower-case name."""

@@ -19,7 +19,7 @@ def received(tx: Transaction, hostname: str, now: float) -> bytes:
     """Our trace field in wire form: who gave us this message, how, and when (`now` in seconds since the epoch)."""
     session, envelope = tx.session, tx.envelope
     tls = f"\r\n\t({session.tls.version} {session.tls.cipher})" if session.tls is not None else ""
-    client = f"IPv6:{session.client}" if isinstance(session.client, IPv6Address) else session.client
+    client = f"IPv6:{session.client}" if isinstance(session.client, IPv6Address) else str(session.client)
     helo = _NOT_DOMAIN.sub("?", session.helo)
     rcpts = envelope.rcpts
     # RFC 5321 7.6: naming one of several recipients would tell the others who else got it

@@ -189,6 +189,7 @@ class _State(IntEnum):  # an IntEnum hashes in C
 (_PHASE_IDLE, _PHASE_COMMAND, _PHASE_CONTENT, _PHASE_BUSY, _PHASE_CLOSED) = Phase
 _VERB_EHLO, _VERB_HELO, _VERB_DATA, _VERB_QUIT = Verb.EHLO, Verb.HELO, Verb.DATA, Verb.QUIT
 _VERB_RCPT = Verb.RCPT
+_SENDER_OK = reply.SENDER_OK.wire
 
 INVALID = "invalid"
 """What is counted for a line that is no command, or no good one."""
@@ -314,6 +315,9 @@ class Server:
 
     def take_output(self) -> bytes:
         """What is to be written now; empty when nothing is."""
+        # RFC 2920 3.2: of one group the reply to MAIL may wait for that to RCPT, while more of it is in the buffer
+        if self._due is _DUE_RCPT and self._buffer and self._output == _SENDER_OK:
+            return b""
         output, self._output = self._output, b""
         return output
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -63,15 +64,12 @@ class PublicKey:
     bits: int
     is_testing: bool  # t=y: the domain is testing DKIM
     is_strict: bool  # t=s: the domain of i= must be that of d=
-    _key: RSAPublicKey | Ed25519PublicKey
+    _verify: Callable[[bytes, bytes], None]  # raises InvalidSignature
 
     def verify(self, signature: bytes, digest: bytes) -> bool:
         """Whether this is the signature of a SHA-256 digest (RFC 6376 3.3.2, RFC 8463 3)."""
         try:
-            if isinstance(self._key, RSAPublicKey):
-                self._key.verify(signature, digest, _PADDING, _PREHASHED)
-            else:
-                self._key.verify(signature, digest)
+            self._verify(signature, digest)
         except InvalidSignature:
             return False
         return True
@@ -138,7 +136,11 @@ def _rsa(octets: bytes, flags: list[bytes]) -> PublicKey | BadKey:
         )
     if key.key_size > MAX_RSA_BITS:
         return BadKey(KeyFault.UNFIT, f"the RSA key has more than {MAX_RSA_BITS} bits")
-    return PublicKey(KeyType.RSA, key.key_size, b"y" in flags, b"s" in flags, key)
+
+    def verify(signature: bytes, digest: bytes) -> None:
+        key.verify(signature, digest, _PADDING, _PREHASHED)
+
+    return PublicKey(KeyType.RSA, key.key_size, b"y" in flags, b"s" in flags, verify)
 
 
 def _ed25519(octets: bytes, flags: list[bytes]) -> PublicKey | BadKey:
@@ -147,4 +149,4 @@ def _ed25519(octets: bytes, flags: list[bytes]) -> PublicKey | BadKey:
         key = Ed25519PublicKey.from_public_bytes(octets)
     except ValueError:
         return BadKey(KeyFault.SYNTAX, "the key is no Ed25519 key")
-    return PublicKey(KeyType.ED25519, 256, b"y" in flags, b"s" in flags, key)
+    return PublicKey(KeyType.ED25519, 256, b"y" in flags, b"s" in flags, key.verify)

@@ -7,9 +7,9 @@ asks DNS, and no input of any kind makes it raise anything but SignatureError.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
+from binascii import a2b_base64
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
@@ -258,10 +258,11 @@ def prove(
         return Proof(
             Finding(Result.TEMPERROR, Step.KEY, f"the look-up of the key failed for now: {answer.why}")
         )
-    if not answer.texts:
+    texts = answer.texts
+    if not texts:
         return Proof(Finding(Result.PERMERROR, Step.KEY, "no key for signature"))
     proofs: list[Proof] = []
-    for record in answer.texts[:MAX_RECORDS]:
+    for record in texts[:MAX_RECORDS]:
         proof = _ask_key(
             parse_key(record), signer, digest, is_own_domain=is_own_domain, min_rsa_bits=min_rsa_bits
         )
@@ -302,7 +303,7 @@ def _required(tags: Tags, name: str) -> bytes:
 
 def _base64(tags: Tags, name: str) -> bytes:
     try:
-        return base64.b64decode(without_space(_required(tags, name)), validate=True)
+        return a2b_base64(without_space(_required(tags, name)), strict_mode=True)
     except ValueError as exc:  # binascii.Error, and what is not ASCII
         raise SignatureError(f"{name}= is no base64") from exc
 

@@ -168,6 +168,59 @@ def test_a_pipelined_group_is_answered_in_one_go() -> None:
     assert driver.groups == [2]
 
 
+class Asking(Driver):
+    """Has to ask somebody about recipients."""
+
+    def rcpt(self, rcpts: tuple[Recipient, ...]) -> None:
+        self.groups.append(len(rcpts))
+
+    def answered(self) -> bytes:
+        self.server.answer_rcpts([reply.RECIPIENT_OK] * self.groups[-1])
+        self.server.run()
+        return self.server.take_output()
+
+
+def test_the_reply_to_mail_waits_for_that_to_rcpt_while_there_is_more_of_their_group() -> None:
+    asking = Asking()
+    asking.send(HELLO + b"\r\n")
+    asking.output = b""
+
+    asking.send(MAIL + b"\r\n" + RCPT + b"\r\nDATA\r\n")
+
+    assert asking.output == b""
+    assert asking.answered() == reply.SENDER_OK.wire + reply.RECIPIENT_OK.wire + reply.START_CONTENT.wire
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        # RFC 2920 3.2: what is pending leaves when the input is used up
+        MAIL + b"\r\n" + RCPT + b"\r\n",
+        # and the reply to NOOP never waits
+        b"NOOP\r\n" + MAIL + b"\r\n" + RCPT + b"\r\nDATA\r\n",
+    ],
+)
+def test_other_replies_do_not_wait_for_that_to_rcpt(group: bytes) -> None:
+    asking = Asking()
+    asking.send(HELLO + b"\r\n")
+    asking.output = b""
+
+    asking.send(group)
+
+    assert asking.output.endswith(reply.SENDER_OK.wire)
+    assert asking.answered().startswith(reply.RECIPIENT_OK.wire)
+
+
+def test_what_waits_is_said_before_a_session_is_closed() -> None:
+    asking = Asking()
+    asking.send(HELLO + b"\r\n")
+    asking.send(MAIL + b"\r\n" + RCPT + b"\r\nDATA\r\n")
+
+    asking.server.close("drain", reply.SHUTTING_DOWN)
+
+    assert asking.server.take_output() == reply.SENDER_OK.wire + reply.SHUTTING_DOWN.wire
+
+
 def test_rcpts_are_gathered_eight_at_a_time_at_most() -> None:
     settings = ServerSettings("mx.example.org", max_recipients=100)
     driver = dialogue(HELLO, MAIL, settings=settings)

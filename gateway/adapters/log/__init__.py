@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import select
+import stat
 import time
 import traceback
 from collections.abc import Callable, MutableMapping
@@ -101,6 +102,7 @@ class _LineWriter:
     def __init__(self, fd: int, on_loss: Callable[[], None]) -> None:
         self._fd = fd
         self._on_loss = on_loss
+        self._can_block = not _is_file(fd)
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
         self._is_torn = False
@@ -112,7 +114,7 @@ class _LineWriter:
         try:
             # A pipe that is ready takes PIPE_BUF bytes at once, and nobody else's bytes come between them.
             for begin in range(0, len(data), select.PIPE_BUF):
-                if not self._poll.poll(0):
+                if self._can_block and not self._poll.poll(0):
                     raise BlockingIOError  # as os.write would, were it non-blocking
                 chunk = data[begin : begin + select.PIPE_BUF]
                 written = os.write(self._fd, chunk)
@@ -123,6 +125,14 @@ class _LineWriter:
             self._on_loss()
 
     debug = warning = error = info
+
+
+def _is_file(fd: int) -> bool:
+    """Whether it is a regular file, which is always ready."""
+    try:
+        return stat.S_ISREG(os.fstat(fd).st_mode)
+    except OSError:  # who has closed standard error gets no lines
+        return False
 
 
 class _Timestamp:

@@ -122,7 +122,8 @@ class Route:
         """Recipients that one transaction may have, 0 for no limit."""
         if self._taught_recipients and self._clock.monotonic() >= self._taught_until:
             self._taught_recipients = 0
-        return min(filter(None, (self._offered_recipients, self._taught_recipients)), default=0)
+        offered, taught = self._offered_recipients, self._taught_recipients
+        return min(offered, taught) if offered and taught else offered or taught
 
     def teach(self, max_recipients: int) -> None:
         """A downstream took so many recipients and refused the next one, because it was one too many."""

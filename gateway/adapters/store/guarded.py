@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 from gateway.adapters.store.local import LocalStore
@@ -56,6 +57,8 @@ PROBE_EVERY_S = 0.5
 # The first question of a probe may have to open a connection, authenticate and look for the master.
 _PROBE_CONNECT_S = 1.5
 _PROBE_TTL_S = 60.0
+# Timers of uvloop may fire up to one turn of its clock (1 ms) early, and its clock stands still meanwhile.
+_EARLY_S = 0.002
 _SCAN_TIMEOUT_S = 5.0  # a page for an operator, not for mail
 
 
@@ -89,6 +92,43 @@ class StoreMetrics:
         ).labels()
 
 
+class _Deadlines:
+    """What asyncio.timeout() does, for many questions with one timer: to set one for each costs more than to ask."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._open: dict[asyncio.Timeout, float] = {}  # the oldest first
+        self._timer: asyncio.TimerHandle | None = None
+
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """The one loop that it serves, asked for once: to find it takes a system call each time."""
+        return asyncio.get_running_loop()
+
+    def begin(self) -> asyncio.Timeout:
+        """An asynchronous context manager: TimeoutError when its time is over before `end`."""
+        deadline = asyncio.Timeout(None)
+        self._open[deadline] = self._loop.time() + self._timeout_s
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout_s, self._expire)
+        return deadline
+
+    def end(self, deadline: asyncio.Timeout) -> None:
+        """The question has its answer."""
+        self._open.pop(deadline, None)
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        while self._open:
+            deadline, at = next(iter(self._open.items()))
+            if now + _EARLY_S < at:
+                self._timer = self._loop.call_later(at - now, self._expire)
+                return
+            del self._open[deadline]
+            deadline.reschedule(now)
+
+
 class GuardedStore:
     """`store` with a deadline and a breaker; `on_outage` is None for `local`. `name` is what log and /readyz call it.
 
@@ -109,6 +149,7 @@ class GuardedStore:
         self._store = store
         self._name = name
         self._timeout_s = timeout_s
+        self._deadlines = _Deadlines(timeout_s)
         self._on_outage = on_outage
         self._probe_prefix = probe_prefix
         self._clock = instruments.clock.monotonic
@@ -142,8 +183,11 @@ class GuardedStore:
             return self._without(operations, self._last_error)
         begun = self._clock()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                answers = await self._store.run(operations)
+            async with self._deadlines.begin() as deadline:
+                try:
+                    answers = await self._store.run(operations)
+                finally:
+                    self._deadlines.end(deadline)
         except NotACounterError:
             self._failures = max(0.0, self._failures - _FORGIVEN)
             raise

@@ -147,7 +147,7 @@ async def scan_link(link: Link, prefix: str, cursor: str, limit: int) -> Page:
     entries = [
         Entry(key.decode(), value, ttl_ms / 1000)
         for key, value, ttl_ms in zip(keys, replies, replies, strict=True)
-        if value is not None and ttl_ms > 0
+        if value is not None and ttl_ms >= 0
     ]
     return Page(tuple(entries), "" if following == b"0" else following.decode())
 

@@ -123,7 +123,7 @@ def _changed_fields(judged: Judged) -> Sequence[str]:
         name, _, value = copy.partition(b":")
         then.setdefault(name.lower(), []).append(without_space(_ENCODED.sub(_decoded, value)))
     now: dict[bytes, list[bytes]] = {name: [] for name in signature.coverage.names}
-    for field in judged.fields:
+    for field in judged.changed:
         now[field.name].append(without_space(field.value))
     return [name.decode("ascii") for name in now if name in then and sorted(now[name]) != sorted(then[name])]
 

@@ -42,7 +42,7 @@ class Judged(NamedTuple):
     body: Finding | None = None
     proof: Finding | None = None
     key: PublicKey | None = None
-    fields: tuple[Field, ...] = ()  # what h= means in this message
+    changed: tuple[Field, ...] = ()  # what h= means in this message, where that is not what was signed
 
     @property
     def is_testing(self) -> bool:
@@ -98,7 +98,9 @@ def _judge(
     finding = proof.finding if body is PASS else body
     if finding is PASS:
         finding = _judge_coverage(header, digests, signature, limits)
-    return Judged(signature, finding, body, proof.finding, proof.key, tuple(fields))
+    # evidence is kept: the header once more only where something is to be found in it
+    changed = () if proof.finding is PASS else tuple(fields)
+    return Judged(signature, finding, body, proof.finding, proof.key, changed)
 
 
 def _judge_coverage(header: Header, digests: BodyDigests, signature: Signature, limits: Limits) -> Finding:

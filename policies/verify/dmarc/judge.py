@@ -110,15 +110,17 @@ def identifiers(results: Iterable[AuthResult], *, has_reverse_path: bool) -> tup
             wanted = "header.d"
         else:
             continue
-        value = dict(each.properties).get(wanted) if each.properties else None
-        if value is not None:
-            try:
-                domain = Domain.parse(value.rpartition("@")[2])
-            except AddressError:
-                continue
-            found.append(Identifier(method, domain, result))
-        elif result is Result.TEMPERROR and not each.properties:
-            found.append(Identifier(method, "", result))
+        for name, value in reversed(each.properties):
+            if name == wanted:
+                try:
+                    domain = Domain(value.rpartition("@")[2])
+                except AddressError:
+                    break
+                found.append(Identifier(method, domain, result))
+                break
+        else:
+            if result is Result.TEMPERROR and not each.properties:
+                found.append(Identifier(method, "", result))
     return tuple(found)
 
 
