@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -12,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.adapters.dns.cache import Cache
-from gateway.adapters.dns.memory import MAX_QUESTIONS, OVER_LIMIT
+from gateway.adapters.dns.memory import MAX_QUESTIONS, OVER_LIMIT, Memory
 from gateway.adapters.dns.names import can_exist, key_of, text_of
 from gateway.adapters.dns.reply import NEGATIVE_S, POSITIVE_S, Reply, Resource, read
-from gateway.adapters.dns.resolver import PREFETCH_S, CachingResolver
+from gateway.adapters.dns.resolver import PREFETCH_S, CachingResolver, _Flight, _Wait
 from gateway.adapters.dns.upstream import Answered
 from gateway.lookup import (
     NO_DATA,
@@ -441,6 +442,23 @@ async def test_asking_ahead_ends_with_the_resolver(world: World) -> None:
     assert world.asked == ["q1.example.org"]
     world.give(question(1), found())  # too late, and nobody's any more
     assert at_once(world, ask(question(1)), tx) == [Answer(Found.TEMPORARY_FAILURE, why="closed")]
+
+
+async def test_nothing_waits_for_the_cycle_collector(world: World) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        world.resolver.prefetch(one_after_the_other(), transaction())
+        run = asyncio.create_task(world.resolver.run(one_after_the_other(), transaction()))
+        await world.settle()
+        for number in (1, 2):
+            world.give(question(number), found())
+            await world.settle()
+        await run
+        left = [each for each in gc.get_objects() if type(each) in (_Wait, _Flight, Memory)]
+    finally:
+        gc.enable()
+    assert left == []
 
 
 async def test_a_mistake_of_who_asks_ahead_is_nobodys_trouble(world: World) -> None:

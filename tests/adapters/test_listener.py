@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
 import socket
 import ssl
@@ -19,12 +20,12 @@ import uvloop
 
 from gateway.adapters.listener import Connection, Listener, ListenerSettings, _tls_class
 from gateway.debugging import Debugging
-from gateway.gatekeeper import Gatekeeper, GatekeeperSettings
+from gateway.gatekeeper import Conversation, Gatekeeper, GatekeeperSettings
 from gateway.mail.body import Spool
 from gateway.policy import Outcome
 from gateway.session import TlsInfo
 from gateway.smtp.reply import Reply
-from gateway.smtp.server import ServerSettings
+from gateway.smtp.server import Server, ServerSettings
 from gateway.verdict import Stage, reject
 from tests.fakes import STORED, FakeLog, FakeRelay, FakeServices, LoopTime, Says, pipeline_of
 
@@ -322,6 +323,25 @@ async def test_rset_and_ehlo_give_up_the_open_transaction(world: World) -> None:
         assert (await client.say(command))[0].startswith("250")
 
     assert world.count("transactions") == {"aborted": 2}
+
+
+@pytest.mark.parametrize("ending", ["QUIT", "RSET", "STARTTLS", "lost"])
+@dialogue()
+async def test_nothing_of_a_session_waits_for_the_cycle_collector(world: World, ending: str) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        client = await world.greeted()
+        await client.say(MAIL, RCPT)
+        if ending != "lost":
+            client.send(f"{ending}\r\n".encode())
+        client.writer.close()
+        await world.empty()
+        await asyncio.sleep(0)
+        left = [each for each in gc.get_objects() if type(each) in (Connection, Conversation, Server)]
+    finally:
+        gc.enable()
+    assert left == []
 
 
 @dialogue()
