@@ -47,7 +47,12 @@ class Dns(CachingResolver):
                 f"the name servers {', '.join(map(str, servers))} cannot be used: {exc}"
             ) from exc
         self._servers = Upstream(servers, self._stub, instruments.clock, settings.timeout_s)
-        super().__init__(self._servers, instruments, total_timeout_s=settings.total_timeout_s)
+        super().__init__(
+            self._servers,
+            instruments,
+            total_timeout_s=settings.total_timeout_s,
+            question_timeout_s=settings.timeout_s,
+        )
 
     def state(self) -> dict[str, object]:
         """For /readyz: the name servers and how they do."""

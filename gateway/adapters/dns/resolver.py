@@ -132,12 +132,23 @@ _Pending = tuple[Sequence[Question], Sequence[str], Sequence[Answer | None]]
 
 
 class CachingResolver:
-    """gateway.services.Resolver without a policy's name and time; `for_policy` gives those. Made in a running loop."""
+    """gateway.services.Resolver without a policy's name and time; `for_policy` gives those. Made in a running loop.
 
-    def __init__(self, upstream: Answering, instruments: Instruments, *, total_timeout_s: float) -> None:
+    `question_timeout_s`: how long `upstream` takes for an answer at most.
+    """
+
+    def __init__(
+        self,
+        upstream: Answering,
+        instruments: Instruments,
+        *,
+        total_timeout_s: float,
+        question_timeout_s: float = inf,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._upstream = upstream
         self._total_s = total_timeout_s
+        self._question_s = question_timeout_s
         self._now = instruments.clock.monotonic
         self._log = instruments.log
         self._metrics = _Metrics(instruments)
@@ -265,7 +276,9 @@ class CachingResolver:
         if wait.left:
             future = self._loop.create_future()
             wait.wake = wake = partial(_wake, future)
-            timer = None if last == inf else self._loop.call_later(last - begun, wake)
+            # flights land by themselves: only who has less time than they needs a timer
+            left_s = last - begun
+            timer = self._loop.call_later(left_s, wake) if left_s < self._question_s else None
             for budget in run.budgets:
                 budget.begin(begun)
             try:

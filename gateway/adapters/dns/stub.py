@@ -23,6 +23,9 @@ _QUESTIONS = 32
 _TRIES = 3
 """How often a question is sent, at equal parts of its time."""
 
+_TICK_S = 0.05
+"""How often it is looked for questions that have no answer."""
+
 _MAX_PACKET_BYTES = 4096
 """More than is asked for: who sends somewhat more is read all the same."""
 
@@ -49,6 +52,7 @@ class Stub:
     def __init__(self, servers: Sequence[Nameserver]) -> None:
         self.loop = asyncio.get_running_loop()
         self.open: set[_Port] = set()
+        self._timer: asyncio.TimerHandle | None = None
         self._servers = tuple(servers)
         self._addresses = [_address(server) for server in servers]
         self._ports: list[_Port | None] = [None] * len(self._addresses)
@@ -57,20 +61,21 @@ class Stub:
 
     def ask(self, server: int, name: str, rrtype: RRType, timeout_s: float, done: Done) -> None:
         """Ask one server; a question that was lost is sent again. `done` is called once, in time, unless it closes."""
-        self.send(
-            _Asking(self, server, query_for(name, rrtype), self.loop.time() + timeout_s, done), timeout_s
-        )
+        now = self.loop.time()
+        self.send(_Asking(self, server, query_for(name, rrtype), now + timeout_s, done), now)
 
     async def close(self) -> None:
         """Close all sockets; of what is under way nobody hears any more."""
         for port in list(self.open):
             port.close()
+        if self._timer is not None:
+            self._timer.cancel()
         for task in self._by_tcp:
             task.cancel()
         await asyncio.gather(*self._by_tcp, return_exceptions=True)
 
-    def send(self, asking: _Asking, timeout_s: float) -> None:
-        """Send a question by UDP, from now on for so long."""
+    def send(self, asking: _Asking, now: float) -> None:
+        """Send a question by UDP."""
         port = self._ports[asking.server]
         if port is None or not port.numbers:
             try:
@@ -78,7 +83,17 @@ class Stub:
             except OSError:
                 asking.done("network")
                 return
-        asking.begin(port, timeout_s)
+        if self._timer is None:
+            self._timer = self.loop.call_later(_TICK_S, self._tick)
+        asking.begin(port, now)
+
+    def _tick(self) -> None:
+        """Send again what was not answered, or give it up. A timer for each question costs as much as its packet."""
+        now = self.loop.time()
+        for port in list(self.open):
+            port.tick(now)
+        is_asking = any(port.asking for port in self.open)
+        self._timer = self.loop.call_later(_TICK_S, self._tick) if is_asking else None
 
     def connect(self, asking: _Asking) -> None:
         """Ask by TCP what was cut."""
@@ -149,10 +164,14 @@ class _Port:
         if not self.asking and not self.numbers:
             self.close()
 
+    def tick(self, now: float) -> None:
+        """It is now so late for who waits."""
+        for asking in list(self.asking.values()):
+            if now >= asking.next_at:
+                asking.try_again(now)
+
     def close(self) -> None:
         """Close it; who still waits waits for nothing."""
-        for asking in self.asking.values():
-            asking.timer.cancel()
         self._stub.open.discard(self)
         self._stub.loop.remove_reader(self._socket)
         self._socket.close()
@@ -196,9 +215,9 @@ class _Asking:
         "_with_edns",
         "done",
         "last",
+        "next_at",
         "query",
         "server",
-        "timer",
     )
 
     def __init__(self, stub: Stub, server: int, query: Query, last: float, done: Done) -> None:
@@ -209,24 +228,24 @@ class _Asking:
         self._stub = stub
         self._with_edns = True
 
-    def begin(self, port: _Port, timeout_s: float) -> None:
+    def begin(self, port: _Port, now: float) -> None:
         """Send it by UDP, again where no answer comes."""
         self._port = port
         self._number = number = port.numbers.pop()
         port.asking[number] = self
         self._wire = self.query.wire(number, edns=self._with_edns)
         self._left = _TRIES - 1
-        self._every_s = timeout_s / _TRIES
-        self.timer = self._stub.loop.call_later(self._every_s, self._try)
+        self._every_s = (self.last - now) / _TRIES
+        self.next_at = now + self._every_s
         port.send(self._wire)
 
-    def _try(self) -> None:
+    def try_again(self, now: float) -> None:
         """Send it once more, or give up."""
         if not self._left:
             self.end("timeout")
             return
         self._left -= 1
-        self.timer = self._stub.loop.call_later(self._every_s, self._try)
+        self.next_at = now + self._every_s
         self._port.send(self._wire)
 
     def hear(self, wire: bytes) -> None:
@@ -237,23 +256,19 @@ class _Asking:
         stub = self._stub
         if heard.why == "formerr" and self._with_edns:
             # RFC 6891 7: a server that does not know EDNS
-            self._stop()
+            self._port.end(self._number)
             self._with_edns = False
-            stub.send(self, self.last - stub.loop.time())
+            stub.send(self, stub.loop.time())
         elif heard.is_cut:
-            self._stop()
+            self._port.end(self._number)
             stub.connect(self)
         else:
             self.end(heard.reply or heard.why)
 
     def end(self, heard: Reply | str) -> None:
         """It is answered or given up."""
-        self._stop()
-        self.done(heard)
-
-    def _stop(self) -> None:
-        self.timer.cancel()
         self._port.end(self._number)
+        self.done(heard)
 
 
 _Address = tuple[socket.AddressFamily, Any]
