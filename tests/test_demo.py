@@ -256,7 +256,7 @@ def test_it_is_configured_by_the_file_that_it_shows(running: Running) -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("has_swaks", [True, False])
+@pytest.mark.parametrize("has_swaks", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_the_commands_that_it_prints_do_what_it_says(running: Running, has_swaks: bool) -> None:
     for program in ("curl", "swaks") if has_swaks else ("curl",):
         require(program=program)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +15,7 @@ from typing import Any, Self
 
 from tests.e2e.net import LOOPBACK, free_port, wait_until
 
-CHROMIUM = shutil.which("chromium") or ""
-CHROMEDRIVER = shutil.which("chromedriver") or ""
+CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "chromedriver"  # of the packages chromium and chromium-driver
 
 _ARGUMENTS = (
     "--headless",

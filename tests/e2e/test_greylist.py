@@ -328,8 +328,19 @@ async def more(flow: Traffic, count: int) -> set[int]:
     return set(flow.codes[begin:])
 
 
-@pytest.mark.parametrize("on_outage", ["local", "continue", "defer"])
-@pytest.mark.parametrize("fault", ["refused", "silent", "slow", "read_only", "full", "loading", "killed"])
+FAULTS = ("refused", "silent", "slow", "read_only", "full", "loading", "killed")
+ON_OUTAGE = ("local", "continue", "defer")
+
+
+@pytest.mark.parametrize(
+    ("fault", "on_outage"),
+    [
+        # each fault once in a quick run, with one of the settings
+        pytest.param(fault, on_outage, marks=() if number % 3 == place % 3 else pytest.mark.full)
+        for number, fault in enumerate(FAULTS)
+        for place, on_outage in enumerate(ON_OUTAGE)
+    ],
+)
 async def test_redis_is_ill_and_mail_goes_on(
     fault: str, on_outage: str, sink: Downstream, start_gateway: StartGateway
 ) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.browser import CHROMEDRIVER, CHROMIUM, ENTER, TAB, Browser
+from tests.e2e.browser import ENTER, TAB, Browser
 from tests.e2e.downstream import Downstream
 from tests.e2e.gateway import Config, Gateway, StartGateway
 from tests.e2e.net import LOOPBACK, free_port, wait_until
@@ -24,7 +24,6 @@ from tests.e2e.net import LOOPBACK, free_port, wait_until
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.full,
-    pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="no chromium and chromium-driver here"),
 ]
 
 AXE = "axe-core@4.14.1"

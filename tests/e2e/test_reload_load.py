@@ -22,7 +22,6 @@ pytestmark = [
     pytest.mark.e2e,
     pytest.mark.full,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here"),
 ]
 
 MESSAGES = 20_000

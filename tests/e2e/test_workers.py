@@ -240,7 +240,7 @@ BUSY = {
 
 
 @pytest.mark.parametrize(
-    "way", ["sleep", pytest.param("loop", marks=full), "regex", pytest.param("watch", marks=full)]
+    "way", ["sleep", *(pytest.param(way, marks=full) for way in ("loop", "regex", "watch"))]
 )
 def test_who_blocks_a_worker_is_named(way: str, sink: Downstream, tmp_path: Path) -> None:
     policy = tmp_path / "blocker.py"
@@ -296,6 +296,7 @@ def test_who_blocks_a_worker_is_named(way: str, sink: Downstream, tmp_path: Path
 # --- reload ----------------------------------------------------------------------------------------------------
 
 
+@full
 def test_ten_reloads_under_load_refuse_nobody_and_lose_nothing(
     start_gateway: StartGateway, sink: Downstream
 ) -> None:
