@@ -633,6 +633,8 @@ class Connection(asyncio.Protocol):
             self._task.cancel()
         else:
             self._conversation.reset()
+        # The two know each other, and sessions should not be left for the garbage collector to find.
+        del self._server
         listener.session_ended()
 
     # --- deadlines and drain ----------------------------------------------------------------------------
@@ -765,9 +767,10 @@ class Connection(asyncio.Protocol):
             if not task.cancelled() and (exc := task.exception()) is not None:
                 self._listener.services.log.error("session.failed", error=repr(exc))
             return
+        server = self._server  # a handshake that failed ends in connection_lost
         try:
             then(task.result())
-            self._server.run()
+            server.run()
         except _OWN_DEFECTS as exc:  # the barrier around a session
             self._fail(exc)
         else:
