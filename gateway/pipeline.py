@@ -505,10 +505,15 @@ class Pipeline:
         heard: list[_Heard] = []
         try:
             while waiting:
-                await _first_done(loop, waiting, min(deadlines[task] for task in waiting))
-                heard += [self._outcome_of(waiting.pop(task), task) for task in list(waiting) if task.done()]
+                await _first_done(loop, waiting, min(deadlines.values()))
+                for task in [task for task in waiting if task.done()]:
+                    del deadlines[task]
+                    heard.append(self._outcome_of(waiting.pop(task), task))
+                if not waiting:
+                    break
                 now = loop.time()
                 for task in [task for task in waiting if now >= deadlines[task]]:
+                    del deadlines[task]
                     late = waiting.pop(task)
                     self._busy(late, task)
                     task.cancel()

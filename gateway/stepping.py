@@ -37,10 +37,18 @@ class Timed(Coroutine[Any, Any, T]):
         self.busy_s = self.longest_s = 0.0
 
     def send(self, value: Any) -> Any:
-        return self._measured(self._coro.send, value)
+        begun = self._clock()
+        try:
+            return self._coro.send(value)
+        finally:
+            self._took(self._clock() - begun)
 
     def throw(self, *exc: Any) -> Any:
-        return self._measured(self._coro.throw, *exc)
+        begun = self._clock()
+        try:
+            return self._coro.throw(*exc)
+        finally:
+            self._took(self._clock() - begun)
 
     def close(self) -> None:
         self._coro.close()
@@ -48,17 +56,12 @@ class Timed(Coroutine[Any, Any, T]):
     def __await__(self) -> Generator[Any, Any, T]:
         raise TypeError("it is stepped by a task")
 
-    def _measured(self, resume: Callable[..., Any], *args: Any) -> Any:
-        begun = self._clock()
-        try:
-            return resume(*args)
-        finally:
-            took_s = self._clock() - begun
-            if self._skip:
-                self._skip -= 1
-            else:
-                self.busy_s += took_s
-                self.longest_s = max(self.longest_s, took_s)
+    def _took(self, seconds: float) -> None:
+        if self._skip:
+            self._skip -= 1
+            return
+        self.busy_s += seconds
+        self.longest_s = max(self.longest_s, seconds)
 
 
 if sys.version_info >= (3, 12):

@@ -1,4 +1,4 @@
-"""One shared connection to a Redis server: what is asked leaves at once, and replies come in the order of the questions.
+"""One shared connection to a Redis server: what is asked leaves at once, replies come in the order of the questions.
 
 So any number of questions at once costs one write and about one round trip, and each a few microseconds; a pool of
 connections with a round trip for each question costs ten times as much (docs/adr/0010-store.md).
