@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import socket
-import subprocess
-import tempfile
-from pathlib import Path
 
-from tests.e2e.machine import require
-from tests.e2e.net import LOOPBACK, Address, free_port, wait_until
+from tests.e2e.daemon import Daemon
+from tests.e2e.net import LOOPBACK, Address
 
-_START_S = 100
 # In two parts, so that no scanner of this machine takes this file for it. https://www.eicar.org/download-anti-malware-testfile/
 EICAR = b"X5O!P%@AP[4\\PZX54(P^)7CC)7}$EICAR-STANDARD-" + b"ANTIVIRUS-TEST-FILE!$H+H*"
 SIGNATURE = "Mxgate.Eicar.UNOFFICIAL"
@@ -32,13 +27,11 @@ SelfCheck 0
 """
 
 
-class ClamdServer:
-    """One clamd from construction to `close`, which takes streams of at most `max_bytes`."""
+class ClamdServer(Daemon):
+    """One clamd, which takes streams of at most `max_bytes`."""
 
     def __init__(self, max_bytes: int = 1_000_000) -> None:
-        require(program="clamd")
-        self.directory = Path(tempfile.mkdtemp(prefix="mxgate-clamd-"))
-        self.port = free_port()
+        super().__init__("clamd")
         # it may give up root for a user of its own
         self.directory.chmod(0o755)
         database = self.directory / "db"
@@ -51,19 +44,7 @@ class ClamdServer:
         config.write_text(
             _CONFIG.format(directory=self.directory, port=self.port, host=LOOPBACK, max_bytes=max_bytes)
         )
-        with (self.directory / "out").open("wb") as out:
-            self._process = subprocess.Popen(
-                ["clamd", "--config-file", str(config)],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
-        try:
-            wait_until(self._answers, within_s=_START_S, what="clamd answers")
-        except BaseException:
-            self.close()
-            raise
+        self.start(["--config-file", str(config)])
 
     @property
     def socket(self) -> str:
@@ -73,20 +54,7 @@ class ClamdServer:
     def address(self) -> Address:
         return (LOOPBACK, self.port)
 
-    def close(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-    def _answers(self) -> bool:
-        assert self._process.poll() is None, (self.directory / "out").read_text("utf-8", "replace")
-        try:
-            with socket.create_connection(self.address, timeout=5) as connection:
-                connection.sendall(b"zPING\0")
-                return connection.recv(100) == b"PONG\0"
-        except OSError:
-            return False
+    def answers(self) -> bool:
+        with socket.create_connection(self.address, timeout=5) as connection:
+            connection.sendall(b"zPING\0")
+            return connection.recv(100) == b"PONG\0"

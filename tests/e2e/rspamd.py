@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import tempfile
 import urllib.request
-from pathlib import Path
 
-from tests.e2e.machine import require
-from tests.e2e.net import LOOPBACK, free_port, wait_until
+from tests.e2e.daemon import Daemon
+from tests.e2e.net import LOOPBACK
 from tests.e2e.nowhere import nowhere
 
-_START_S = 100
 # Modules that ask the world, or want a Redis.
 _OFF = (
     *("asn", "rbl", "hfilter", "surbl", "fuzzy_check", "greylist", "phishing", "mid", "rspamd_update"),
@@ -31,13 +26,11 @@ worker "normal" {{ bind_socket = "{host}:{port}"; bind_socket = "{socket} mode=0
 """
 
 
-class RspamdServer:
-    """One rspamd from construction to `close`. The test string GTUBE is spam to it."""
+class RspamdServer(Daemon):
+    """One rspamd. The test string GTUBE is spam to it."""
 
     def __init__(self) -> None:
-        require(program="rspamd")
-        self.directory = Path(tempfile.mkdtemp(prefix="mxgate-rspamd-"))
-        self.port = free_port()
+        super().__init__("rspamd")
         self.socket = self.directory / "s"
         overrides = self.directory / "local" / "override.d"
         overrides.mkdir(parents=True)
@@ -58,19 +51,7 @@ class RspamdServer:
         variables = {"LOCAL_CONFDIR": self.directory / "local"}
         variables |= dict.fromkeys(("DBDIR", "RUNDIR", "LOGDIR"), self.directory)
         given = [f"--var={name}={value}" for name, value in variables.items()]
-        with (self.directory / "out").open("wb") as out:
-            self._process = subprocess.Popen(
-                ["rspamd", "-f", "-i", "-c", str(config), *given],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
-        try:
-            wait_until(self._answers, within_s=_START_S, what="rspamd answers")
-        except BaseException:
-            self.close()
-            raise
+        self.start(["-f", "-i", "-c", str(config), *given])
 
     @property
     def url(self) -> str:
@@ -80,19 +61,6 @@ class RspamdServer:
         """What it wrote so far."""
         return (self.directory / "rspamd.log").read_text("utf-8", "replace")
 
-    def close(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-    def _answers(self) -> bool:
-        assert self._process.poll() is None, (self.directory / "out").read_text("utf-8", "replace")
-        try:
-            with urllib.request.urlopen(f"{self.url}/ping", timeout=5) as response:
-                return bool(response.read().strip() == b"pong")
-        except OSError:
-            return False
+    def answers(self) -> bool:
+        with urllib.request.urlopen(f"{self.url}/ping", timeout=5) as response:
+            return bool(response.read().strip() == b"pong")
