@@ -117,7 +117,7 @@ class Resolver(Protocol):
         """
 
     def prefetch(self, lookup: Lookup[object], tx: Transaction, *, own_budget: bool = False) -> None:
-        """Begin what `run` will be asked at a later stage; for `on_header`. Raises nothing, promises nothing."""
+        """Begin what `run` will be asked later, as from `on_header`. Raises nothing, promises nothing."""
 
 
 class Store(Protocol):

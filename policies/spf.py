@@ -2,7 +2,8 @@
 
 At MAIL the MAIL FROM identity is checked; for the null reverse-path that is postmaster at the HELO domain (2.4).
 Beside any other reverse-path the HELO identity is checked too (2.3): second, so that its questions take no time from
-the first. Both results are reported; dmarc judges by that of the MAIL FROM identity.
+the first; its record is asked for at the same time. Both results are reported; dmarc judges by that of the MAIL FROM
+identity.
 
 A fail is reported and mail goes on: mail that was forwarded fails, and dmarc knows from its signatures whether it is
 genuine (RFC 9989). `on_fail = "reject"` refuses it with 550 5.7.23; the engine holds the refusal until RCPT.
@@ -23,12 +24,15 @@ from gateway.api import (
     HeaderEdit,
     OnError,
     Policy,
+    Question,
     Reply,
     Result,
+    RRType,
     Services,
     Transaction,
     Trust,
     Verdict,
+    ask,
     defer,
     proceed,
     reject,
@@ -123,6 +127,10 @@ class Spf(Policy[SpfSettings]):
             hidden = AuthResult("spf", Result.TEMPERROR, why, (_property(mail_from, helo),))
             return proceed(reason="spf_client_hidden", results=(hidden,))
         domain, sender = identity(mail_from, helo)
+        with_helo = bool(mail_from) and self.settings.helo_check and is_checkable(a_labels(helo))
+        if with_helo:
+            # on its way while the other identity is checked
+            self.services.dns.prefetch(ask(Question(a_labels(helo), RRType.TXT)), tx)
         explain = self.settings.use_explanation and self.settings.on_fail is not EarlyHandling.CONTINUE
         found = await self._check(tx, domain, sender, explain=explain)
         report = _Report([_result(found, mail_from, helo)], [found], [])
@@ -132,7 +140,7 @@ class Spf(Policy[SpfSettings]):
             return report.verdict(
                 f"spf_{found.result}", action, _reply_text(found, "MAIL FROM" if mail_from else "HELO")
             )
-        if mail_from and self.settings.helo_check and is_checkable(a_labels(helo)):
+        if with_helo:
             return await self._with_helo(tx, report, mail_from, helo)
         return report.verdict(f"spf_{found.result}")
 
