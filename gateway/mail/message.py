@@ -67,7 +67,7 @@ class Header:
     def fields(self) -> tuple[Field, ...]:
         """All of them, top to bottom."""
         if self._fields is None:
-            self._fields = tuple([_field(piece) for piece in _fields_of(self.octets)])
+            self._fields = tuple(map(_field, _fields_of(self.octets)))
         return self._fields
 
     @property

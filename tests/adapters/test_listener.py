@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
 import socket
 import ssl
@@ -24,7 +25,7 @@ from gateway.mail.body import Spool
 from gateway.policy import Outcome
 from gateway.session import TlsInfo
 from gateway.smtp.reply import Reply
-from gateway.smtp.server import ServerSettings
+from gateway.smtp.server import Server, ServerSettings
 from gateway.verdict import Stage, reject
 from tests.fakes import STORED, FakeLog, FakeRelay, FakeServices, LoopTime, Says, pipeline_of
 
@@ -255,6 +256,25 @@ async def test_a_message_from_greeting_to_quit(world: World) -> None:
     assert world.count("replies") == {"220": 1, "250": 4, "354": 1, "221": 1}
     assert world.count("connections") == {"served": 1}
     assert world.count("closed_sessions") == {"quit": 1}
+
+
+@dialogue()
+async def test_a_session_that_is_over_is_not_left_for_the_garbage_collector(world: World) -> None:
+    def sessions() -> list[Connection]:
+        found = [each for each in gc.get_objects() if isinstance(each, Connection)]
+        return [each for each in found if each._listener is world.listener]
+
+    gc.disable()
+    try:
+        client = await world.greeted()
+        assert len(sessions()) == 1
+        await client.say("QUIT")
+        client.close()
+        await world.empty()
+        await asyncio.sleep(0)
+        assert sessions() == []
+    finally:
+        gc.enable()
 
 
 @dialogue()
