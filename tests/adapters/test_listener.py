@@ -25,7 +25,7 @@ from gateway.mail.body import Spool
 from gateway.policy import Outcome
 from gateway.session import TlsInfo
 from gateway.smtp.reply import Reply
-from gateway.smtp.server import Server, ServerSettings
+from gateway.smtp.server import ServerSettings
 from gateway.verdict import Stage, reject
 from tests.fakes import STORED, FakeLog, FakeRelay, FakeServices, LoopTime, Says, pipeline_of
 

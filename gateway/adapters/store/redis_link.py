@@ -38,6 +38,7 @@ _NOTHING = object()
 class Link:
     """A connection that `make` makes, opened when something is asked, with `timeout_s` for each command.
 
+    The connection has no `socket_timeout` of its own: it is not read by a task, which could be timed.
     `reason` says in one word what an exception of the library means.
     """
 

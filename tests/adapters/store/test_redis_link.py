@@ -55,13 +55,16 @@ async def linked(
 ) -> AsyncIterator[tuple[Link, Scripted]]:
     scripted = Scripted(answer)
     server = await asyncio.start_server(scripted.serve, LOOPBACK, 0)
-    options: dict[str, Any] = {"host": LOOPBACK, "port": server.sockets[0].getsockname()[1], "protocol": 2}
+    port = server.sockets[0].getsockname()[1]
+    options: dict[str, Any] = {"host": LOOPBACK, "port": port, "protocol": 2, "socket_timeout": None}
     link = Link(lambda: Connection(**options), reason, timeout_s=timeout_s)
     try:
         yield link, scripted
     finally:
         await link.close()
         server.close()
+        if scripted.writer is not None:
+            scripted.writer.close()
 
 
 def echo(command: bytes) -> bytes:
