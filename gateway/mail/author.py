@@ -14,7 +14,7 @@ elsewhere they are names. Called by policies in `on_header`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 from unicodedata import normalize
@@ -81,11 +81,10 @@ _NAME_OCTETS = bytes(range(0x21, 0x7F))
 
 
 def _from_field(header: Header) -> Field:
-    by_name = header.by_name
-    alike = list(by_name.get(b"from", ()))
+    alike: Sequence[Field] = header.all(b"from")
     # nearly always all names are good ones, of which none but its own looks like it
-    if b"".join(by_name).translate(None, _NAME_OCTETS):
-        alike = [field for name in by_name if _FROM_ALIKE.fullmatch(name) for field in by_name[name]]
+    if b"".join([field.name for field in header.fields]).translate(None, _NAME_OCTETS):
+        alike = [field for field in header.fields if _FROM_ALIKE.fullmatch(field.name)]
     if not alike:
         raise AuthorError(AuthorFault.NO_FROM, "there is no From field")
     if len(alike) > 1:

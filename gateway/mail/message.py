@@ -8,7 +8,7 @@ the colon hides a field.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -67,23 +67,20 @@ class Header:
     def fields(self) -> tuple[Field, ...]:
         """All of them, top to bottom."""
         if self._fields is None:
-            self._fields = tuple([_field(piece) for piece in _fields_of(self.octets)])
+            self._fields = tuple(map(_field, _fields_of(self.octets)))
         return self._fields
-
-    @property
-    def by_name(self) -> Mapping[bytes, Sequence[Field]]:
-        """All of them by their lower-case names, those of one name top to bottom."""
-        if self._by_name is None:
-            by_name: dict[bytes, list[Field]] = {}
-            for field in self.fields:
-                by_name.setdefault(field.name, []).append(field)
-            self._by_name = by_name
-        return self._by_name
 
     def all(self, name: bytes) -> tuple[Field, ...]:
         """Every field of this lower-case name, top to bottom."""
         # most of what is asked for is not there
-        return tuple(self.by_name.get(name, ())) if self._lower.find(name) >= 0 else ()
+        if self._lower.find(name) < 0:
+            return ()
+        by_name = self._by_name
+        if by_name is None:
+            by_name = self._by_name = {}
+            for field in self.fields:
+                by_name.setdefault(field.name, []).append(field)
+        return tuple(by_name.get(name, ()))
 
     def resembling(self, name: bytes) -> tuple[Field, ...]:
         """Every field of this lower-case name, also where octets stand around it that no name may hold."""

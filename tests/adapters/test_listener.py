@@ -259,6 +259,25 @@ async def test_a_message_from_greeting_to_quit(world: World) -> None:
 
 
 @dialogue()
+async def test_a_session_that_is_over_is_not_left_for_the_garbage_collector(world: World) -> None:
+    def sessions() -> list[Connection]:
+        found = [each for each in gc.get_objects() if isinstance(each, Connection)]
+        return [each for each in found if each._listener is world.listener]
+
+    gc.disable()
+    try:
+        client = await world.greeted()
+        assert len(sessions()) == 1
+        await client.say("QUIT")
+        client.close()
+        await world.empty()
+        await asyncio.sleep(0)
+        assert sessions() == []
+    finally:
+        gc.enable()
+
+
+@dialogue()
 async def test_a_pipelined_group_is_answered_in_one_write(world: World) -> None:
     client = await world.greeted()
 

@@ -1,7 +1,8 @@
-"""One shared connection to a Redis server: what is asked leaves at once, replies come in the order of the questions.
+"""One shared connection to a Redis server: questions leave at once, and replies come in their order.
 
-So any number of questions at once costs one write and about one round trip, and each a few microseconds; a pool of
-connections with a round trip for each question costs ten times as much (docs/adr/0010-store.md).
+What is asked while several questions are under way goes out together. So any number of them at once costs few writes
+and about one round trip, and each a few microseconds; a pool of connections with a round trip for each question costs
+ten times as much (docs/adr/0010-store.md).
 
 Nothing is sent twice: when a connection breaks, what was under way is answered with the error, since nobody knows
 whether the server had it. The next question opens a new connection.
@@ -29,12 +30,15 @@ Reply: TypeAlias = Any
 CONNECT_TIMEOUT_S = 1.0
 # Timers of uvloop may fire up to one turn of its clock (1 ms) early, and its clock stands still meanwhile.
 _EARLY_S = 0.002
+# So many commands leave as they come; what is asked while they are under way leaves as one write
+_AT_ONCE = 8
 _NOTHING = object()
 
 
 class Link:
     """A connection that `make` makes, opened when something is asked, with `timeout_s` for each command.
 
+    The connection has no `socket_timeout` of its own: it is not read by a task, which could be timed.
     `reason` says in one word what an exception of the library means.
     """
 
@@ -117,7 +121,7 @@ class Link:
 
 
 class _Wire(asyncio.Protocol):
-    """A connection that is open: commands leave at once, and replies are for who waits longest.
+    """A connection that is open: commands leave, and replies are for who waits longest.
 
     The library has opened it and reads the replies out of what arrives; its streams, with a turn of the loop for each
     step, are left out. `is_over`: nothing more is to be asked here.
@@ -141,6 +145,7 @@ class _Wire(asyncio.Protocol):
         self._loop = loop
         self._stream = stream
         self._transport = writer.transport
+        self._unsent: list[bytes] = []
         self._pending: deque[tuple[float, asyncio.Future[Reply]]] = deque()
         self._reading: Coroutine[Any, Any, Reply] | None = None  # of a reply that has not arrived as a whole
         self._timer: asyncio.TimerHandle | None = None
@@ -150,7 +155,10 @@ class _Wire(asyncio.Protocol):
     def ask(self, command: bytes, answer: asyncio.Future[Reply]) -> None:
         """Send a command; its reply, or why there is none, becomes the result of `answer`."""
         self._pending.append((self._loop.time() + self._timeout_s, answer))
-        self._transport.write(command)
+        if len(self._pending) <= _AT_ONCE:
+            self._transport.write(command)
+        else:
+            self._unsent.append(command)
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout_s, self._on_timer)
 
@@ -163,6 +171,7 @@ class _Wire(asyncio.Protocol):
         if self._reading is not None:
             self._reading.close()
             self._reading = None
+        self._unsent.clear()
         while self._pending:
             self._answer(failure)
 
@@ -180,6 +189,9 @@ class _Wire(asyncio.Protocol):
             self._stream.feed_data(data)
             while self._pending and (reply := self._read()) is not _NOTHING:
                 self._answer(reply)
+            if self._unsent:
+                self._transport.write(b"".join(self._unsent))
+                self._unsent.clear()
             # what nobody asked for would be taken for the reply to what is asked next
             if not self._pending and _done(self._connection.can_read()):
                 self.is_over = True

@@ -145,7 +145,9 @@ def judge(
     is_aligned: bool | None = False
     is_open = False
     # those first of which nothing has to be asked
-    for each in sorted(identified, key=lambda each: each.domain != author):
+    own = [each for each in identified if each.domain == author]
+    others = [each for each in identified if each.domain != author]
+    for each in (*own, *others):
         if is_aligned:
             judged.append(Judged(each, None, "not looked at, since another one is aligned"))
             continue

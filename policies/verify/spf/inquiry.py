@@ -14,6 +14,7 @@ from gateway.api import Answer, Found, Lookup, Question, Result, RRType
 from policies.verify.spf.macro import MacroString, expand_domain
 from policies.verify.spf.names import a_labels, is_askable
 
+_A, _AAAA = RRType.A, RRType.AAAA
 _VOID = (Found.NO_DATA, Found.NO_SUCH_NAME)
 _UNKNOWN_NAME = "unknown"  # RFC 7208 7.3, of %{p} and %{r}
 
@@ -63,13 +64,13 @@ class Inquiry:
 
     def __init__(self, client: IPv4Address | IPv6Address, limits: SpfLimits, arguments: Arguments) -> None:
         self.client = client
-        self.version = client.version
+        self.version = version = client.version
         self.address = int(client)
         self.limits = limits
         self.lookups = 0
         self.voids = 0
         # RFC 7208 5: addresses are those of the client's family
-        self.rrtype = RRType.A if client.version == 4 else RRType.AAAA
+        self.rrtype = _A if version == 4 else _AAAA
         self._arguments = arguments
         self._questions = 0
         self._void_term = 0  # the number of the last term that was counted as void
