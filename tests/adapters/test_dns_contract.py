@@ -431,6 +431,14 @@ async def test_aliases_without_end_are_followed_eight_times() -> None:
         assert len(server.heard) == 9
 
 
+@pytest.mark.parametrize("target", [".", "\\255" * 63 + ".", ("\\255" * 15 + ".") * 15])
+async def test_an_alias_of_what_cannot_be_asked_for_is_no_data(target: str) -> None:
+    assert (
+        await answer_of(lambda query, _: [reply_to(query, f"a.example.org. 60 IN CNAME {target}").to_wire()])
+        == NO_DATA
+    )
+
+
 async def test_the_code_is_about_the_end_of_the_chain() -> None:
     def script(query: dns.message.Message, is_tcp: bool) -> Iterable[bytes | float]:
         yield reply_to(query, "a.example.org. 60 IN CNAME b.example.org.", code=dns.rcode.NXDOMAIN).to_wire()
