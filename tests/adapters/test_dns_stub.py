@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import socket
 import stat
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -125,3 +127,33 @@ async def test_who_was_not_there_is_asked_again(server: FakeNameserver) -> None:
         assert len(other.packets) == 2
     assert await asked(stub, "d.example.org", 30) == "network"
     await stub.close()
+
+
+class Unreachable(socket.socket):
+    """Says, where the first question is sent again, that there is no way to the server any more."""
+
+    has_sent = False
+
+    def send(self, wire: bytes) -> int:  # type: ignore[override]  # flags are not used
+        if b"first" in wire:
+            if self.has_sent:
+                raise OSError(errno.ENETUNREACH, "Network is unreachable")
+            self.has_sent = True
+        return super().send(wire)
+
+
+async def test_each_question_ends_once_where_the_network_goes_while_they_are_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with FakeNameserver().running() as server, asyncio.timeout(5):
+        stub = Stub([server.at])
+        with monkeypatch.context() as patched:
+            patched.setattr("gateway.adapters.dns.stub.socket.socket", Unreachable)
+            # sent again when some of the others are given up
+            first = asked(stub, "first.example.org", 0.6)
+            others = (asked(stub, f"a{number}.example.org", number / 100) for number in range(10, 35))
+            heard = await asyncio.gather(first, *others)
+        assert heard[0] == "network"
+        assert set(heard) == {"network", "timeout"}
+        assert await asked(stub, "b.example.org", 0.1) == "timeout"
+        await stub.close()

@@ -166,9 +166,10 @@ class _Port:
 
     def tick(self, now: float) -> None:
         """It is now so late for who waits."""
-        for asking in list(self.asking.values()):
-            if now >= asking.next_at:
-                asking.try_again(now)
+        for number, asking in list(self.asking.items()):
+            # what came of those before may have ended it
+            if now >= asking.next_at and number in self.asking:
+                asking.try_again()
 
     def close(self) -> None:
         """Close it; who still waits waits for nothing."""
@@ -239,13 +240,13 @@ class _Asking:
         self.next_at = now + self._every_s
         port.send(self._wire)
 
-    def try_again(self, now: float) -> None:
+    def try_again(self) -> None:
         """Send it once more, or give up."""
         if not self._left:
             self.end("timeout")
             return
         self._left -= 1
-        self.next_at = now + self._every_s
+        self.next_at += self._every_s
         self._port.send(self._wire)
 
     def hear(self, wire: bytes) -> None:
