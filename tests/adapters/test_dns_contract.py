@@ -15,8 +15,8 @@ import dns.rcode
 import pytest
 
 from gateway.adapters.dns.stub import Nameserver
-from gateway.lookup import NO_DATA, NO_SUCH_NAME, Answer, Found, Mx, RRType
-from tests.adapters.dnskit import Kit
+from gateway.lookup import NO_DATA, NO_SUCH_NAME, Answer, Found, Mx, Question, RRType, ask
+from tests.adapters.dnskit import Kit, transaction
 from tests.adapters.fake_nameserver import FakeNameserver, Script, reply_to
 from tests.e2e.net import LOOPBACK, free_port
 from tests.nameserver import Unbound
@@ -291,6 +291,18 @@ async def test_nobody_there_is_told_at_once() -> None:
     began = time.monotonic()
     assert await kit.ask("a.example.org") == failure("network")
     assert time.monotonic() - began < 10
+    await kit.close()
+
+
+async def test_nobody_there_is_told_to_questions_that_are_asked_together() -> None:
+    kit = Kit([Nameserver(LOOPBACK, free_port())], timeout_s=20)
+    tx = transaction()
+    many = [Question(f"a{number}.example.org", A) for number in range(5)]
+    kit.resolver.prefetch(ask(*many), tx)
+    for each in tx, transaction():
+        assert await kit.resolver.run(ask(*many), each) == [failure("network")] * 5
+    assert kit.log.of("error") == []
+    assert kit.log.of("debug") == []
     await kit.close()
 
 
