@@ -252,16 +252,23 @@ async def test_a_code_that_nobody_knows_is_temporary() -> None:
     assert answer.is_temporary
 
 
-async def test_a_server_that_does_not_know_edns_is_asked_without() -> None:
+def without_edns(code: dns.rcode.Rcode) -> Script:
+    """Of a server that knows no EDNS and tells so by this code; what it says else does not fit into UDP."""
+
     def script(query: dns.message.Message, is_tcp: bool) -> Iterable[bytes | float]:
         if query.edns >= 0:
             plain = dns.message.make_query("a.example.org", "A")
             plain.id = query.id
-            yield reply_to(plain, code=dns.rcode.FORMERR).to_wire()
+            yield reply_to(plain, code=code).to_wire()
         else:
-            yield reply_to(query, GOOD).to_wire()
+            yield reply_to(query, GOOD).to_wire() if is_tcp else cut(query)
 
-    assert await answer_of(script) == FOUND
+    return script
+
+
+@pytest.mark.parametrize("code", [dns.rcode.FORMERR, dns.rcode.NOTIMP])
+async def test_a_server_that_does_not_know_edns_is_asked_without(code: dns.rcode.Rcode) -> None:
+    assert await answer_of(without_edns(code)) == FOUND
 
 
 async def test_silence_is_a_timeout_in_time() -> None:

@@ -105,7 +105,7 @@ class Stub:
         heard: Reply | str
         try:
             async with asyncio.timeout_at(asking.last), self._connections:
-                heard = await _by_tcp(self._servers[asking.server], asking.query)
+                heard = await _by_tcp(self._servers[asking.server], asking)
         except TimeoutError:
             heard = "timeout"
         except (OSError, EOFError):
@@ -113,17 +113,17 @@ class Stub:
         asking.done(heard)
 
 
-async def _by_tcp(server: Nameserver, query: Query) -> Reply | str:
+async def _by_tcp(server: Nameserver, asking: _Asking) -> Reply | str:
     reader, writer = await asyncio.open_connection(*server)
     number = _numbers()[0].to_bytes(2)
     try:
-        wire = query.wire(int.from_bytes(number))
+        wire = asking.query.wire(int.from_bytes(number), edns=asking.with_edns)
         # RFC 7766 8: the length and the message in one piece
         writer.write(len(wire).to_bytes(2) + wire)
         while True:
             size_bytes = int.from_bytes(await reader.readexactly(2))
             wire = await reader.readexactly(size_bytes)
-            heard = read_message(query, wire) if wire[:2] == number else None
+            heard = read_message(asking.query, wire) if wire[:2] == number else None
             if heard is not None:
                 return heard.reply or heard.why or "failed"
     finally:
@@ -213,12 +213,12 @@ class _Asking:
         "_port",
         "_stub",
         "_wire",
-        "_with_edns",
         "done",
         "last",
         "next_at",
         "query",
         "server",
+        "with_edns",
     )
 
     def __init__(self, stub: Stub, server: int, query: Query, last: float, done: Done) -> None:
@@ -227,14 +227,14 @@ class _Asking:
         self.last = last
         self.done = done
         self._stub = stub
-        self._with_edns = True
+        self.with_edns = True
 
     def begin(self, port: _Port, now: float) -> None:
         """Send it by UDP, again where no answer comes."""
         self._port = port
         self._number = number = port.numbers.pop()
         port.asking[number] = self
-        self._wire = self.query.wire(number, edns=self._with_edns)
+        self._wire = self.query.wire(number, edns=self.with_edns)
         self._left = _TRIES - 1
         self._every_s = (self.last - now) / _TRIES
         self.next_at = now + self._every_s
@@ -255,10 +255,10 @@ class _Asking:
         if heard is None:
             return
         stub = self._stub
-        if heard.why == "formerr" and self._with_edns:
-            # RFC 6891 7: a server that does not know EDNS
+        if heard.why in {"formerr", "notimp"} and self.with_edns:
+            # RFC 6891 7, RFC 2671 5.3: a server that does not know EDNS
             self._port.end(self._number)
-            self._with_edns = False
+            self.with_edns = False
             stub.send(self, stub.loop.time())
         elif heard.is_cut:
             self._port.end(self._number)
