@@ -37,6 +37,8 @@ _NOERROR, _FORMERR, _SERVFAIL, _NXDOMAIN, _NOTIMP, _REFUSED = range(6)
 _WHY = {_FORMERR: "formerr", _SERVFAIL: "servfail", _NOTIMP: "notimp", _REFUSED: "refused"}
 
 _POINTER = 0xC0
+# one before each label of the longest name
+_MAX_POINTERS = 127
 # a pointer to the question's name, which nearly every record begins with
 _TO_QUESTION = b"\xc0\x0c"
 # RFC 1035 3.3.13: two names, and five numbers of which the minimum is the last
@@ -166,7 +168,7 @@ def _name(wire: bytes, at: int) -> tuple[str, int]:
     """The text of the name that begins here, and where it ends. Raises IndexError and ValueError."""
     end = _behind_name(wire, at)
     labels: list[bytes] = []
-    left_bytes = _MAX_NAME_BYTES
+    left_bytes, left_pointers = _MAX_NAME_BYTES, _MAX_POINTERS
     begin = at
     while size_bytes := wire[at]:
         if size_bytes >= _POINTER:
@@ -174,6 +176,9 @@ def _name(wire: bytes, at: int) -> tuple[str, int]:
             # only backwards, so there is an end
             if at >= begin:
                 raise ValueError("a pointer that does not lead back")
+            left_pointers -= 1
+            if left_pointers < 0:
+                raise ValueError("a name of too many pointers")
             begin = at
             continue
         if size_bytes > _MAX_LABEL_BYTES:
