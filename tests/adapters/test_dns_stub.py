@@ -82,6 +82,23 @@ async def test_ids_and_ports_follow_no_order(server: FakeNameserver) -> None:
     assert max(ids) - min(ids) > 2**15
 
 
+async def test_a_port_from_which_nothing_is_heard_is_not_asked_from_again() -> None:
+    """As of a NAT that has it lead to a server that is gone, as long as packets come from there."""
+
+    def script(query: dns.message.Message, is_tcp: bool) -> list[bytes]:
+        return [] if server.ports[-1] == server.ports[0] else good(query, is_tcp)
+
+    async with FakeNameserver(script).running() as server:
+        stub = Stub([server.at])
+        first = asyncio.create_task(asked(stub, "a.example.org", 0.6))
+        while len(server.ports) < 2:
+            await asyncio.sleep(0.01)
+        assert isinstance(await asked(stub, "b.example.org", 0.6), Reply)
+        assert await first == "timeout"
+        assert len(stub.open) == 1
+        await stub.close()
+
+
 async def test_what_is_under_way_when_it_closes_is_nobodys() -> None:
     before = sockets()
     async with FakeNameserver().running() as server:

@@ -18,7 +18,7 @@ from gateway.adapters.dns.reply import Reply
 from gateway.lookup import RRType
 
 _QUESTIONS = 32
-"""Questions of one socket, before the next one is opened with another source port."""
+"""Questions of one socket at most, before the next one is opened with another source port."""
 
 _TRIES = 3
 """How often a question is sent, at equal parts of its time."""
@@ -247,6 +247,8 @@ class _Asking:
             return
         self._left -= 1
         self.next_at += self._every_s
+        # what is asked from now on comes from elsewhere: the way of this port's packets may be one that is dead
+        self._port.numbers.clear()
         self._port.send(self._wire)
 
     def hear(self, wire: bytes) -> None:
