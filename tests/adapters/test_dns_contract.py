@@ -247,6 +247,18 @@ async def test_an_error_of_the_server_is_temporary(code: dns.rcode.Rcode) -> Non
     assert await answer_of(script) == failure(code.name.lower())
 
 
+async def test_who_refers_to_others_has_no_answer() -> None:
+    """As of a name server that has zones, and asks nobody for what is not in them."""
+
+    def script(query: dns.message.Message, is_tcp: bool) -> Iterable[bytes | float]:
+        message = reply_to(query)
+        message.flags &= ~dns.flags.RA
+        message.authority += reply_to(query, ". 60 IN NS a.root-servers.net.").answer
+        yield message.to_wire()
+
+    assert await answer_of(script) == failure("refused")
+
+
 async def test_a_code_that_nobody_knows_is_temporary() -> None:
     answer = await answer_of(lambda query, _: [reply_to(query, code=11).to_wire()])
     assert answer.is_temporary

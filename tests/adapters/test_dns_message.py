@@ -53,6 +53,10 @@ def test_a_question_is_written_as_dnspython_writes_it(edns: bool) -> None:
         (answer(mx(b"\x01x\0"), asked=ASKED.upper()), found("x")),
         (answer(mx(b"\x01x\0")) + b"whatever", found("x")),
         (answer(), Heard(Reply())),
+        (answer(flags=0x8500), Heard(Reply())),  # it knows, and asks nobody
+        (answer(flags=0x8100), Heard(why="refused")),  # neither
+        (answer(flags=0x8103), Heard(Reply(is_no_such_name=True))),
+        (answer(mx(b"\x01x\0"), flags=0x8100), found("x")),
         (answer(flags=0x8183), Heard(Reply(is_no_such_name=True))),
         (answer(flags=0x8182), Heard(why="servfail")),
         (answer(flags=0x8182, questions=0, asked=b""), Heard(why="servfail")),
