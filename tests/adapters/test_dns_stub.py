@@ -86,10 +86,10 @@ async def test_a_port_from_which_nothing_is_heard_is_not_asked_from_again() -> N
     """As of a NAT that has it lead to a server that is gone, as long as packets come from there."""
 
     def script(query: dns.message.Message, is_tcp: bool) -> list[bytes]:
-        return [] if server.ports[-1] == server.ports[0] else good(query, is_tcp)
+        return [] if silent_for_one.ports[-1] == silent_for_one.ports[0] else good(query, is_tcp)
 
-    async with FakeNameserver(script).running() as server:
-        stub = Stub([server.at])
+    async with FakeNameserver(script).running() as silent_for_one:
+        stub = Stub([silent_for_one.at])
         assert await asked(stub, "a.example.org", 0.3) == "timeout"
         assert stub.open == set()
         assert isinstance(await asked(stub, "b.example.org"), Reply)
