@@ -117,6 +117,21 @@ async def test_each_of_many_who_wait_hears_that_nobody_is_there() -> None:
     await stub.close()
 
 
+async def test_a_mistake_of_who_asked_is_not_the_others_trouble() -> None:
+    def fails(_: Reply | str) -> None:
+        raise ValueError
+
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    loop.set_exception_handler(lambda *_: told.set())
+    async with FakeNameserver().running() as silent, asyncio.timeout(5):
+        stub = Stub([silent.at])
+        stub.ask(0, "a.example.org", RRType.A, 0.1, fails)
+        assert await asked(stub, "b.example.org", 0.2) == "timeout"
+        assert await asked(stub, "c.example.org", 0.1) == "timeout"
+        assert told.is_set()
+        await stub.close()
+
+
 async def test_many_who_wait_take_few_sockets() -> None:
     before = sockets()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:

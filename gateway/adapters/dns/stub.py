@@ -90,10 +90,12 @@ class Stub:
     def _tick(self) -> None:
         """Send again what was not answered, or give it up. A timer for each question costs as much as its packet."""
         now = self.loop.time()
-        for port in list(self.open):
-            port.tick(now)
-        is_asking = any(port.asking for port in self.open)
-        self._timer = self.loop.call_later(_TICK_S, self._tick) if is_asking else None
+        try:
+            for port in list(self.open):
+                port.tick(now)
+        finally:
+            is_asking = any(port.asking for port in self.open)
+            self._timer = self.loop.call_later(_TICK_S, self._tick) if is_asking else None
 
     def connect(self, asking: _Asking) -> None:
         """Ask by TCP what was cut."""
