@@ -512,6 +512,7 @@ def resource(owner: str, rrtype: RRType | str, value: str | bytes, ttl_s: int = 
         (Reply(resources=(resource("a", TXT, b"x", 70), resource("a", TXT, b"y", 50))), 50),
         (Reply(resources=(resource("a", "CNAME", "b", 40), resource("b", TXT, b"y", 50))), 40),
         (Reply(resources=(resource("a", TXT, b"x", 2**31 - 1),)), POSITIVE_S),
+        (Reply(resources=(resource("a", "CNAME", "a", 3600),)), NEGATIVE_S),
         (Reply(negative_ttl_s=30), 30),
         (Reply(negative_ttl_s=86_400), NEGATIVE_S),
         (Reply(is_no_such_name=True, negative_ttl_s=0), 0),
