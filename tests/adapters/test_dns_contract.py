@@ -15,8 +15,8 @@ import dns.rcode
 import pytest
 
 from gateway.adapters.dns.stub import Nameserver
-from gateway.lookup import NO_DATA, NO_SUCH_NAME, Answer, Found, Mx, RRType
-from tests.adapters.dnskit import Kit
+from gateway.lookup import NO_DATA, NO_SUCH_NAME, Answer, Found, Mx, Question, RRType, ask
+from tests.adapters.dnskit import Kit, transaction
 from tests.adapters.fake_nameserver import FakeNameserver, Script, reply_to
 from tests.e2e.net import LOOPBACK, free_port
 from tests.nameserver import Unbound
@@ -247,21 +247,40 @@ async def test_an_error_of_the_server_is_temporary(code: dns.rcode.Rcode) -> Non
     assert await answer_of(script) == failure(code.name.lower())
 
 
+async def test_who_refers_to_others_has_no_answer() -> None:
+    """As of a name server that has zones, and asks nobody for what is not in them."""
+
+    def script(query: dns.message.Message, is_tcp: bool) -> Iterable[bytes | float]:
+        message = reply_to(query)
+        message.flags &= ~dns.flags.RA
+        message.authority += reply_to(query, ". 60 IN NS a.root-servers.net.").answer
+        yield message.to_wire()
+
+    assert await answer_of(script) == failure("refused")
+
+
 async def test_a_code_that_nobody_knows_is_temporary() -> None:
     answer = await answer_of(lambda query, _: [reply_to(query, code=11).to_wire()])
     assert answer.is_temporary
 
 
-async def test_a_server_that_does_not_know_edns_is_asked_without() -> None:
+def without_edns(code: dns.rcode.Rcode) -> Script:
+    """Of a server that knows no EDNS and tells so by this code; what it says else does not fit into UDP."""
+
     def script(query: dns.message.Message, is_tcp: bool) -> Iterable[bytes | float]:
         if query.edns >= 0:
             plain = dns.message.make_query("a.example.org", "A")
             plain.id = query.id
-            yield reply_to(plain, code=dns.rcode.FORMERR).to_wire()
+            yield reply_to(plain, code=code).to_wire()
         else:
-            yield reply_to(query, GOOD).to_wire()
+            yield reply_to(query, GOOD).to_wire() if is_tcp else cut(query)
 
-    assert await answer_of(script) == FOUND
+    return script
+
+
+@pytest.mark.parametrize("code", [dns.rcode.FORMERR, dns.rcode.NOTIMP])
+async def test_a_server_that_does_not_know_edns_is_asked_without(code: dns.rcode.Rcode) -> None:
+    assert await answer_of(without_edns(code)) == FOUND
 
 
 async def test_silence_is_a_timeout_in_time() -> None:
@@ -291,6 +310,18 @@ async def test_nobody_there_is_told_at_once() -> None:
     began = time.monotonic()
     assert await kit.ask("a.example.org") == failure("network")
     assert time.monotonic() - began < 10
+    await kit.close()
+
+
+async def test_nobody_there_is_told_to_questions_that_are_asked_together() -> None:
+    kit = Kit([Nameserver(LOOPBACK, free_port())], timeout_s=20)
+    tx = transaction()
+    many = [Question(f"a{number}.example.org", A) for number in range(5)]
+    kit.resolver.prefetch(ask(*many), tx)
+    for each in tx, transaction():
+        assert await kit.resolver.run(ask(*many), each) == [failure("network")] * 5
+    assert kit.log.of("error") == []
+    assert kit.log.of("debug") == []
     await kit.close()
 
 
@@ -429,6 +460,14 @@ async def test_aliases_without_end_are_followed_eight_times() -> None:
         assert await kit.ask("a.example.org") == NO_DATA
         await kit.close()
         assert len(server.heard) == 9
+
+
+@pytest.mark.parametrize("target", [".", "\\255" * 63 + ".", ("\\255" * 15 + ".") * 15])
+async def test_an_alias_of_what_cannot_be_asked_for_is_no_data(target: str) -> None:
+    assert (
+        await answer_of(lambda query, _: [reply_to(query, f"a.example.org. 60 IN CNAME {target}").to_wire()])
+        == NO_DATA
+    )
 
 
 async def test_the_code_is_about_the_end_of_the_chain() -> None:

@@ -53,6 +53,10 @@ def test_a_question_is_written_as_dnspython_writes_it(edns: bool) -> None:
         (answer(mx(b"\x01x\0"), asked=ASKED.upper()), found("x")),
         (answer(mx(b"\x01x\0")) + b"whatever", found("x")),
         (answer(), Heard(Reply())),
+        (answer(flags=0x8500), Heard(Reply())),  # it knows, and asks nobody
+        (answer(flags=0x8100), Heard(why="refused")),  # neither
+        (answer(flags=0x8103), Heard(Reply(is_no_such_name=True))),
+        (answer(mx(b"\x01x\0"), flags=0x8100), found("x")),
         (answer(flags=0x8183), Heard(Reply(is_no_such_name=True))),
         (answer(flags=0x8182), Heard(why="servfail")),
         (answer(flags=0x8182, questions=0, asked=b""), Heard(why="servfail")),
@@ -116,3 +120,17 @@ def test_a_chain_of_pointers_is_followed_to_its_end() -> None:
 def test_a_chain_of_pointers_that_makes_a_name_too_long_is_no_answer() -> None:
     assert read_message(QUERY, chain(126)) is not None
     assert read_message(QUERY, chain(127)) is None
+
+
+def test_pointers_that_lead_to_pointers_are_followed_so_far_only() -> None:
+    """64 KiB of them in front of 1000 records would be eight million steps."""
+
+    def message(count: int) -> bytes:
+        begin = len(answer()) + len(mx(b"")) - 2  # of the text's octets
+        hops = [0xC00C, *range(0xC000 | begin, (0xC000 | begin) + 2 * count, 2)]
+        text = b"\xc0\x0c\0\x10\0\x01\0\0\0\x3c" + (2 * count).to_bytes(2)
+        text += b"".join(hop.to_bytes(2) for hop in hops[:count])
+        return answer(text, mx((0xC000 | begin + 2 * (count - 1)).to_bytes(2)))
+
+    assert read_message(QUERY, message(100)) == found("a.example.org")
+    assert read_message(QUERY, message(2000)) is None

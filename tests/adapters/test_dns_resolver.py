@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -27,6 +28,7 @@ from gateway.lookup import (
     Asked,
     Found,
     Lookup,
+    Mx,
     Question,
     RRType,
     ask,
@@ -167,6 +169,15 @@ def test_the_cache_is_bounded_in_octets() -> None:
     for number in range(100):
         cache.get(str(number), 11)
     assert (len(cache), cache.size_bytes) == (0, 0)
+
+
+def test_names_in_the_cache_count_as_what_they_take() -> None:
+    cache = Cache(1000, 1_000_000)
+    # octets that are no UTF-8 are shown as four characters, and others beside them make each take four octets
+    host = text_of([b"\xff" * 63, b"\xff" * 63, b"\xff" * 63, b"\xff" * 56 + "\U0001f600".encode()])
+    for number in range(1000):
+        cache.put(str(number), Answer(Found.RECORDS, (Mx(number, host),)), 10)
+    assert len(cache) * sys.getsizeof(host) <= 1_000_000
 
 
 # --- together -----------------------------------------------------------------------------------------
@@ -501,6 +512,7 @@ def resource(owner: str, rrtype: RRType | str, value: str | bytes, ttl_s: int = 
         (Reply(resources=(resource("a", TXT, b"x", 70), resource("a", TXT, b"y", 50))), 50),
         (Reply(resources=(resource("a", "CNAME", "b", 40), resource("b", TXT, b"y", 50))), 40),
         (Reply(resources=(resource("a", TXT, b"x", 2**31 - 1),)), POSITIVE_S),
+        (Reply(resources=(resource("a", "CNAME", "a", 3600),)), NEGATIVE_S),
         (Reply(negative_ttl_s=30), 30),
         (Reply(negative_ttl_s=86_400), NEGATIVE_S),
         (Reply(is_no_such_name=True, negative_ttl_s=0), 0),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from sys import getsizeof
 
-from gateway.lookup import Answer
+from gateway.lookup import Answer, Mx
 
 _ENTRY_BYTES = 400
 _RECORD_BYTES = 120
@@ -37,7 +38,7 @@ class Cache:
         """Remember until then; an answer of which few would fill the cache is not."""
         size_bytes = _ENTRY_BYTES + len(key)
         for record in answer.records:
-            size_bytes += _RECORD_BYTES + (len(record) if isinstance(record, str | bytes) else 0)
+            size_bytes += _RECORD_BYTES + getsizeof(record.host if isinstance(record, Mx) else record)
         if size_bytes * 8 > self._max_bytes:
             return
         if key in self._entries:

@@ -25,7 +25,8 @@ _RECORD = struct.Struct("!HHlH")
 _HEADER_BYTES, _RECORD_BYTES = _HEADER.size, _RECORD.size
 
 # RFC 1035 4.1.1
-_RESPONSE, _OPCODES, _CUT, _RECURSION_DESIRED, _RCODES = 0x8000, 0x7800, 0x0200, 0x0100, 0x000F
+_RESPONSE, _OPCODES, _AUTHORITATIVE, _CUT = 0x8000, 0x7800, 0x0400, 0x0200
+_RECURSION_DESIRED, _RECURSION_AVAILABLE, _RCODES = 0x0100, 0x0080, 0x000F
 _IN, _CNAME, _SOA, _OPT = 1, 5, 6, 41
 _NUMBERS = {RRType.A: 1, RRType.NS: 2, RRType.PTR: 12, RRType.MX: 15, RRType.TXT: 16, RRType.AAAA: 28}
 _SIZES = [bytes((size,)) for size in range(_MAX_LABEL_BYTES + 1)]
@@ -37,6 +38,8 @@ _NOERROR, _FORMERR, _SERVFAIL, _NXDOMAIN, _NOTIMP, _REFUSED = range(6)
 _WHY = {_FORMERR: "formerr", _SERVFAIL: "servfail", _NOTIMP: "notimp", _REFUSED: "refused"}
 
 _POINTER = 0xC0
+# one before each label of the longest name
+_MAX_POINTERS = 127
 # a pointer to the question's name, which nearly every record begins with
 _TO_QUESTION = b"\xc0\x0c"
 # RFC 1035 3.3.13: two names, and five numbers of which the minimum is the last
@@ -65,6 +68,7 @@ class Heard(NamedTuple):
 
 
 _IS_CUT = Heard(is_cut=True)
+_NOTHING = Reply()
 
 
 def query_for(name: str, rrtype: RRType) -> Query:
@@ -103,7 +107,11 @@ def read_message(query: Query, wire: bytes) -> Heard | None:
         return None
     if extended_rcode:
         return Heard(why="failed")
-    return Heard(Reply(rcode == _NXDOMAIN, resources, negative_ttl_s))
+    reply = Reply(rcode == _NXDOMAIN, resources, negative_ttl_s)
+    # who neither knows nor asks others refers us to these, or to nobody; that there is no data it does not say
+    if reply == _NOTHING and not flags & (_AUTHORITATIVE | _RECURSION_AVAILABLE):
+        return Heard(why="refused")
+    return Heard(reply)
 
 
 def _answers(query: Query, wire: bytes, at: int, count: int) -> tuple[tuple[Resource, ...], int, bool]:
@@ -166,7 +174,7 @@ def _name(wire: bytes, at: int) -> tuple[str, int]:
     """The text of the name that begins here, and where it ends. Raises IndexError and ValueError."""
     end = _behind_name(wire, at)
     labels: list[bytes] = []
-    left_bytes = _MAX_NAME_BYTES
+    left_bytes, left_pointers = _MAX_NAME_BYTES, _MAX_POINTERS
     begin = at
     while size_bytes := wire[at]:
         if size_bytes >= _POINTER:
@@ -174,6 +182,9 @@ def _name(wire: bytes, at: int) -> tuple[str, int]:
             # only backwards, so there is an end
             if at >= begin:
                 raise ValueError("a pointer that does not lead back")
+            left_pointers -= 1
+            if left_pointers < 0:
+                raise ValueError("a name of too many pointers")
             begin = at
             continue
         if size_bytes > _MAX_LABEL_BYTES:

@@ -1,7 +1,8 @@
 r"""Names as texts: what stands in a Question, in a cache's key and in a Record (RFC 1035 2.3).
 
 A text holds a label's octets as UTF-8 and knows no escapes: a backslash is an octet like others. What cannot be said
-so, a dot within a label and octets that are no UTF-8, is shown in records as \046, and as such never asked for.
+so, a dot within a label and octets that are no UTF-8, is shown in records as \046; who asks for that text asks for a
+name with a backslash, or for none that can exist.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def read(reply: Reply, name: str, rrtype: RRType, seen: set[str]) -> Reading:
         left_s = min(left_s, ttls[at])
         at = aliases[at]
         if at in seen:  # a loop
-            return Reading(NO_DATA, left_s)
+            return Reading(NO_DATA, min(left_s, NEGATIVE_S))
         seen.add(at)
     if at in found:
         return Reading(Answer(Found.RECORDS, tuple(found[at])), min(left_s, ttls[at]))

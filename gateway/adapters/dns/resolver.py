@@ -99,7 +99,8 @@ class _Flight:
 class _Wait:
     """What a run asks at once: the questions, their keys, what is known of each, and the flights of the others.
 
-    `left` counts the flights that have not landed; with the last one `wake` is called.
+    `left` counts the flights that have not landed; with the last one `wake` is called. None while flights begin, of
+    which some may land meanwhile.
     """
 
     __slots__ = ("begun", "flights", "keys", "known", "left", "questions", "wake")
@@ -109,7 +110,7 @@ class _Wait:
         self.begun = begun
         self.flights: dict[str, _Flight] = {}
         self.left = 0
-        self.wake: Callable[[], None]
+        self.wake: Callable[[], None] | None = None
 
     def add(self, key: str, flight: _Flight) -> None:
         """Wait for one more."""
@@ -121,9 +122,9 @@ class _Wait:
     def landed(self) -> None:
         """One of the flights has landed."""
         self.left -= 1
-        if not self.left:
-            wake = self.wake
-            del self.wake  # it may lead back here
+        wake = self.wake
+        if not self.left and wake is not None:
+            self.wake = None  # it may lead back here
             wake()
 
 

@@ -18,7 +18,7 @@ from gateway.adapters.dns.reply import Reply
 from gateway.lookup import RRType
 
 _QUESTIONS = 32
-"""Questions of one socket, before the next one is opened with another source port."""
+"""Questions of one socket at most, before the next one is opened with another source port."""
 
 _TRIES = 3
 """How often a question is sent, at equal parts of its time."""
@@ -90,10 +90,12 @@ class Stub:
     def _tick(self) -> None:
         """Send again what was not answered, or give it up. A timer for each question costs as much as its packet."""
         now = self.loop.time()
-        for port in list(self.open):
-            port.tick(now)
-        is_asking = any(port.asking for port in self.open)
-        self._timer = self.loop.call_later(_TICK_S, self._tick) if is_asking else None
+        try:
+            for port in list(self.open):
+                port.tick(now)
+        finally:
+            is_asking = any(port.asking for port in self.open)
+            self._timer = self.loop.call_later(_TICK_S, self._tick) if is_asking else None
 
     def connect(self, asking: _Asking) -> None:
         """Ask by TCP what was cut."""
@@ -105,7 +107,7 @@ class Stub:
         heard: Reply | str
         try:
             async with asyncio.timeout_at(asking.last), self._connections:
-                heard = await _by_tcp(self._servers[asking.server], asking.query)
+                heard = await _by_tcp(self._servers[asking.server], asking)
         except TimeoutError:
             heard = "timeout"
         except (OSError, EOFError):
@@ -113,17 +115,17 @@ class Stub:
         asking.done(heard)
 
 
-async def _by_tcp(server: Nameserver, query: Query) -> Reply | str:
+async def _by_tcp(server: Nameserver, asking: _Asking) -> Reply | str:
     reader, writer = await asyncio.open_connection(*server)
     number = _numbers()[0].to_bytes(2)
     try:
-        wire = query.wire(int.from_bytes(number))
+        wire = asking.query.wire(int.from_bytes(number), edns=asking.with_edns)
         # RFC 7766 8: the length and the message in one piece
         writer.write(len(wire).to_bytes(2) + wire)
         while True:
             size_bytes = int.from_bytes(await reader.readexactly(2))
             wire = await reader.readexactly(size_bytes)
-            heard = read_message(query, wire) if wire[:2] == number else None
+            heard = read_message(asking.query, wire) if wire[:2] == number else None
             if heard is not None:
                 return heard.reply or heard.why or "failed"
     finally:
@@ -166,9 +168,10 @@ class _Port:
 
     def tick(self, now: float) -> None:
         """It is now so late for who waits."""
-        for asking in list(self.asking.values()):
-            if now >= asking.next_at:
-                asking.try_again(now)
+        for number, asking in list(self.asking.items()):
+            # what came of those before may have ended it
+            if now >= asking.next_at and number in self.asking:
+                asking.try_again()
 
     def close(self) -> None:
         """Close it; who still waits waits for nothing."""
@@ -212,12 +215,12 @@ class _Asking:
         "_port",
         "_stub",
         "_wire",
-        "_with_edns",
         "done",
         "last",
         "next_at",
         "query",
         "server",
+        "with_edns",
     )
 
     def __init__(self, stub: Stub, server: int, query: Query, last: float, done: Done) -> None:
@@ -226,26 +229,28 @@ class _Asking:
         self.last = last
         self.done = done
         self._stub = stub
-        self._with_edns = True
+        self.with_edns = True
 
     def begin(self, port: _Port, now: float) -> None:
         """Send it by UDP, again where no answer comes."""
         self._port = port
         self._number = number = port.numbers.pop()
         port.asking[number] = self
-        self._wire = self.query.wire(number, edns=self._with_edns)
+        self._wire = self.query.wire(number, edns=self.with_edns)
         self._left = _TRIES - 1
         self._every_s = (self.last - now) / _TRIES
         self.next_at = now + self._every_s
         port.send(self._wire)
 
-    def try_again(self, now: float) -> None:
+    def try_again(self) -> None:
         """Send it once more, or give up."""
         if not self._left:
             self.end("timeout")
             return
         self._left -= 1
-        self.next_at = now + self._every_s
+        self.next_at += self._every_s
+        # what is asked from now on comes from elsewhere: the way of this port's packets may be one that is dead
+        self._port.numbers.clear()
         self._port.send(self._wire)
 
     def hear(self, wire: bytes) -> None:
@@ -254,10 +259,10 @@ class _Asking:
         if heard is None:
             return
         stub = self._stub
-        if heard.why == "formerr" and self._with_edns:
-            # RFC 6891 7: a server that does not know EDNS
+        if heard.why in {"formerr", "notimp"} and self.with_edns:
+            # RFC 6891 7, RFC 2671 5.3: a server that does not know EDNS
             self._port.end(self._number)
-            self._with_edns = False
+            self.with_edns = False
             stub.send(self, stub.loop.time())
         elif heard.is_cut:
             self._port.end(self._number)

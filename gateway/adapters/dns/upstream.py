@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from gateway.adapters.dns.names import can_exist
 from gateway.adapters.dns.reply import FAILURES, Reply, read
 from gateway.adapters.dns.stub import Done, Nameserver
 from gateway.lookup import NO_DATA, Answer, Found, RRType
@@ -130,7 +131,7 @@ class _Pursuit:
             upstream.note(has_heard=True)
         answer, ttl_s, target = read(heard, self._name, self._rrtype, self._seen)
         self._ttl_s = min(self._ttl_s, ttl_s)
-        if answer is None and self._aliases < _MAX_CNAMES:
+        if answer is None and self._aliases < _MAX_CNAMES and can_exist(target):
             self._aliases += 1
             self._name = target
             self.begin()
