@@ -28,7 +28,7 @@ class Kit:
         self.log, self.metrics = FakeLog(), FakeMetrics()
         self.instruments = Instruments(clock or SystemClock(), self.log, self.metrics)
         self.stub = Stub(servers)
-        self.upstream = Upstream(servers, self.stub, self.instruments.clock, timeout_s)
+        self.upstream = Upstream(servers, self.stub, self.instruments, timeout_s)
         self.resolver = CachingResolver(self.upstream, self.instruments, total_timeout_s=20)
 
     async def ask(self, name: str, rrtype: RRType = RRType.A) -> Answer:

@@ -83,3 +83,21 @@ async def test_without_name_servers_the_systems_are_asked() -> None:
     dns = Dns(DnsSettings(), instruments())
     assert dns.state()["nameservers"] == [str(each) for each in system_nameservers()]
     await dns.close()
+
+
+async def test_a_defect_of_ours_is_a_failure_and_no_wait_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError
+
+    reply = "a.example.org. 60 IN A 192.0.2.1"
+    log = FakeLog()
+    async with FakeNameserver(lambda query, _: [reply_to(query, reply).to_wire()]).running() as server:
+        dns = Dns(DnsSettings((server.at,)), Instruments(SystemClock(), log, FakeMetrics()))
+        with monkeypatch.context() as patched:
+            patched.setattr("gateway.adapters.dns.upstream.read", broken)
+            (answer,) = await dns.run(ask(Question("a.example.org", RRType.A)))
+        assert answer.is_temporary
+        assert [line.event for line in log.of("error")] == ["dns.failed"]
+        (answer,) = await dns.run(ask(Question("a.example.org", RRType.A)))
+        assert answer.found is Found.RECORDS
+        await dns.close()

@@ -46,7 +46,7 @@ class Dns(CachingResolver):
             raise DnsSettingsError(
                 f"the name servers {', '.join(map(str, servers))} cannot be used: {exc}"
             ) from exc
-        self._servers = Upstream(servers, self._stub, instruments.clock, settings.timeout_s)
+        self._servers = Upstream(servers, self._stub, instruments, settings.timeout_s)
         super().__init__(
             self._servers,
             instruments,

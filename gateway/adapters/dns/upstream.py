@@ -9,7 +9,7 @@ from gateway.adapters.dns.names import can_exist
 from gateway.adapters.dns.reply import FAILURES, Reply, read
 from gateway.adapters.dns.stub import Done, Nameserver
 from gateway.lookup import NO_DATA, Answer, Found, RRType
-from gateway.services import Clock
+from gateway.services import Instruments
 
 _MAX_CNAMES = 8
 _FAILED = {why: Answer(Found.TEMPORARY_FAILURE, why=why) for why in FAILURES}
@@ -32,10 +32,13 @@ class Upstream:
     part of the time, the same for each that is left.
     """
 
-    def __init__(self, servers: Sequence[Nameserver], stub: Asking, clock: Clock, timeout_s: float) -> None:
+    def __init__(
+        self, servers: Sequence[Nameserver], stub: Asking, instruments: Instruments, timeout_s: float
+    ) -> None:
         self.servers = tuple(servers)
         self.stub = stub
-        self.clock = clock
+        self.clock = instruments.clock
+        self.log = instruments.log
         self.down: set[int] = set()
         """Those that gave no answer last time."""
         self.unanswered = 0
@@ -117,6 +120,13 @@ class _Pursuit:
         self._done(_FAILED[self._why], 0)
 
     def _hear(self, heard: Reply | str) -> None:
+        try:
+            self._judge(heard)
+        except Exception as exc:  # noqa: BLE001  # a defect of ours: whoever waits hears of a failure, and not never
+            self._upstream.log.error("dns.failed", question=f"{self._rrtype} {self._name}", error=repr(exc))
+            self._done(_FAILED["failed"], 0)
+
+    def _judge(self, heard: Reply | str) -> None:
         upstream = self._upstream
         if isinstance(heard, str):
             self._why = heard
