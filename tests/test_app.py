@@ -29,6 +29,7 @@ from gateway.plugins import plan
 from gateway.session import Role
 from tests.decision.records import decision
 from tests.fakes import FakeLog, FakeServices
+from tests.submission_keys import SUBMISSION
 
 CONFIG = """\
 server.hostname = "mx.example.org"
@@ -266,19 +267,6 @@ def test_each_policy_may_wait_for_dns_a_part_of_the_time_that_it_has(tmp_path: P
     assert dns.limits["relay_guard"] == pytest.approx(10 * 0.85)
 
 
-SUBMISSION = """
-[[relay.routes]]
-name = "out"
-domains = []
-downstream = ["192.0.2.9:587"]
-[submission]
-listen = ["192.0.2.1:587"]
-route = "out"
-max_connections = 200
-auth.address = "unix:/run/dovecot/auth-client"
-"""
-
-
 def test_one_reserve_has_room_for_the_connections_of_all_roles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,7 +282,7 @@ def test_one_reserve_has_room_for_the_connections_of_all_roles(
         "server.max_connections = 300\nserver.max_worker_memory_bytes = 1000000000\n"
         'server.tls = { cert_file = "/etc/cert.pem", key_file = "/etc/key.pem" }\n'
     )
-    path.write_text(server + CONFIG + SUBMISSION)
+    path.write_text(server + CONFIG + SUBMISSION + "max_connections = 200\n")
     config = load(path, environ={})
     worker: Any = Worker(config, [(view, ()) for view in views(config)], FakeLog(), ProcessMetrics())
     worker._reserve()

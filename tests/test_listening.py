@@ -13,6 +13,7 @@ from gateway import listening
 from gateway.config import Config, HostPort, load
 from gateway.listening import EXIT_CONFIG, EXIT_FAILURE, Given, Listening, Sockets, StartError, listen
 from gateway.session import Role
+from tests.submission_keys import SUBMISSION
 
 
 @pytest.fixture
@@ -36,17 +37,7 @@ def config(tmp_path: Path) -> Config:
 @pytest.fixture
 def both_roles(config: Config, tmp_path: Path) -> Config:
     file = tmp_path / "mxgate.toml"
-    submission = """
-        [[relay.routes]]
-        name = "out"
-        domains = []
-        downstream = ["127.0.0.1:10"]
-        [submission]
-        listen = ["192.0.2.1:587"]
-        route = "out"
-        auth.address = "unix:/run/dovecot/auth-client"
-    """
-    file.write_text(file.read_text() + submission)
+    file.write_text(file.read_text() + SUBMISSION)
     return load(file, environ={})
 
 

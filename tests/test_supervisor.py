@@ -17,6 +17,7 @@ from gateway.config.values import HostPort
 from gateway.listening import StartError, bind
 from gateway.supervisor import Supervisor, _restart_delay_s
 from tests.running import Running, Start, starting, wait_until
+from tests.submission_keys import SUBMISSION
 
 start = pytest.fixture(starting, name="start")
 
@@ -34,17 +35,6 @@ def test_the_files_of_both_roles_policies_are_watched(tmp_path: Path) -> None:
         [[relay.routes]]
         downstream = ["127.0.0.1:9"]
     """
-    submission = """
-        [[relay.routes]]
-        name = "out"
-        domains = []
-        downstream = ["127.0.0.1:10"]
-        [submission]
-        listen = ["127.0.0.1:587"]
-        route = "out"
-        auth.address = "unix:/run/dovecot/auth-client"
-        policy.b.file = "/etc/mxgate/b.py"
-    """
     watching: Any = SimpleNamespace(_config_path=str(file))
 
     def watched(content: str) -> list[str]:
@@ -52,7 +42,11 @@ def test_the_files_of_both_roles_policies_are_watched(tmp_path: Path) -> None:
         return [path.name for path in Supervisor._files_of(watching, load(file, environ={}))]
 
     assert watched(keys) == ["mxgate.toml", "a.py"]
-    assert watched(keys + submission) == ["mxgate.toml", "a.py", "b.py"]
+    assert watched(keys + SUBMISSION + 'policy.b.file = "/etc/mxgate/b.py"') == [
+        "mxgate.toml",
+        "a.py",
+        "b.py",
+    ]
 
 
 # --- start -----------------------------------------------------------------------------------------------------
