@@ -57,7 +57,7 @@ class Stub:
         self._addresses = [_address(server) for server in servers]
         self._ports: list[_Port | None] = [None] * len(self._addresses)
         self._connections = asyncio.Semaphore(_MAX_CONNECTIONS)
-        self._by_tcp: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def ask(self, server: int, name: str, rrtype: RRType, timeout_s: float, done: Done) -> None:
         """Ask one server; a question that was lost is sent again. `done` is called once, in time, unless it closes."""
@@ -70,9 +70,9 @@ class Stub:
             port.close()
         if self._timer is not None:
             self._timer.cancel()
-        for task in self._by_tcp:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._by_tcp, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def send(self, asking: _Asking, now: float) -> None:
         """Send a question by UDP."""
@@ -100,8 +100,8 @@ class Stub:
     def connect(self, asking: _Asking) -> None:
         """Ask by TCP what was cut."""
         task = self.loop.create_task(self._connected(asking))
-        self._by_tcp.add(task)
-        task.add_done_callback(self._by_tcp.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _connected(self, asking: _Asking) -> None:
         heard: Reply | str
