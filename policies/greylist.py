@@ -47,7 +47,7 @@ from policies.verify.dmarc.judge import identifiers
 from policies.verify.domain_list import DomainList
 from policies.verify.greylist.key import client_network, rcpt_key, sender_key, triplet_key
 from policies.verify.greylist.ledger import Ledger, Standings
-from policies.verify.greylist.state import DAY_S, Decision, Standing, Timing
+from policies.verify.greylist.state import DAY_S, RECENT_S, Decision, Standing, Timing
 from policies.verify.org_domain import public_suffixes, registrable
 
 _MAX_DELAY_S = 86_400.0
@@ -55,6 +55,8 @@ _MAX_LIFETIME_S = 366.0 * DAY_S
 # Of a message with many signatures these count: a signer more is no reason to ask more.
 _MAX_DOMAINS = 4
 _DNSWL_TIMEOUT_S = 2.0
+# Of some that were known within RECENT_S; beyond it all are asked for again
+_MAX_KNOWN = 4096
 # of 1 minute to 2 days; the delay itself lies among the first
 _BUCKETS = (60, 300, 330, 420, 600, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400, 172_800)
 STORE_DOWN = Reply(451, "4.3.0", "Temporary trouble, please try again later")
@@ -152,6 +154,7 @@ class Greylist(Policy[GreylistSettings]):
         self._allow = DomainList(settings.allow)
         self._exempt_rcpts = frozenset(each.lower() for each in settings.exempt_recipients)
         self._dnswl = settings.dnswl and Domain.parse(settings.dnswl)
+        self._known: dict[str, tuple[float, Skip]] = {}
 
     @classmethod
     def stages(cls, settings: GreylistSettings | None = None) -> frozenset[Stage]:
@@ -189,6 +192,9 @@ class Greylist(Policy[GreylistSettings]):
             return defer(skipped.reason, STORE_DOWN) if exc.on_outage is OnError.DEFER else skipped
 
     async def _asked(self, tx: Transaction, origins: Sequence[str], rcpts: Sequence[Mailbox]) -> Verdict:
+        recent = self._recent(origins)
+        if recent is not None:
+            return self._skipped(recent)
         ledger, now_s = self._ledger, self.services.clock.now()
         noted = _STANDINGS.get(tx)
         if noted is None:
@@ -199,9 +205,8 @@ class Greylist(Policy[GreylistSettings]):
             known_after = self.settings.client_known_after if is_network else self.settings.known_good_after
             if credit.is_known(known_after):
                 await ledger.renew(origin, credit, value, now_s)
-                if credit.is_allowed:
-                    return self._skipped(Skip.ALLOWED)
-                return self._skipped(Skip.KNOWN_CLIENT if is_network else Skip.KNOWN_DOMAIN)
+                known = Skip.KNOWN_CLIENT if is_network else Skip.KNOWN_DOMAIN
+                return self._skipped(self._note(origin, Skip.ALLOWED if credit.is_allowed else known))
         if self._dnswl and await self._is_listed(tx, self._dnswl):
             return self._skipped(Skip.DNSWL)
         self._metrics.never_came_back.inc(await ledger.close_days(now_s))
@@ -214,10 +219,26 @@ class Greylist(Policy[GreylistSettings]):
             if any(each.standing is Standing.NEW for each in decisions):
                 self._metrics.deferred["over_limit"].inc()
                 return _greylisted("greylist_over_limit", self.settings.delay_s, [])
-        decisions = await ledger.attempts(origins, [*keys], now_s)
-        if any(each.standing is Standing.IN_TIME for each in decisions):
+        decisions, gave_credit = await ledger.attempts(noted, [*keys], now_s)
+        if gave_credit:
             _STANDINGS.put(tx, None)
         return self._decided([*keys], decisions)
+
+    def _recent(self, origins: Sequence[str]) -> Skip | None:
+        """Why one of them needs not wait, of whom the store said so within RECENT_S."""
+        now = self.services.clock.monotonic()
+        for origin in origins:
+            said = self._known.get(origin)
+            if said is not None and now < said[0]:
+                return said[1]
+        return None
+
+    def _note(self, origin: str, why: Skip) -> Skip:
+        """Remember what the store has said of somebody who needs not wait."""
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        self._known[origin] = self.services.clock.monotonic() + RECENT_S, why
+        return why
 
     def _decided(self, keys: Sequence[str], decisions: Sequence[Decision]) -> Verdict:
         evidence = _Evidence(keys, decisions)

@@ -7,6 +7,7 @@ authenticated, an address for its network. Exit codes: 0 done, 1 nothing of it i
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -27,7 +28,7 @@ from policies.verify.greylist.key import (
     sender_key,
 )
 from policies.verify.greylist.ledger import DAY, DAYS_KEPT, ORIGIN
-from policies.verify.greylist.state import DAY_S, Credit, day_of, decode, decode_credit
+from policies.verify.greylist.state import DAY_S, RECENT_S, Credit, day_of, decode, decode_credit
 from policies.verify.org_domain import registrable
 
 T = TypeVar("T")
@@ -156,7 +157,11 @@ def forget(context: click.Context, /, *, who: _Who) -> int:
 
     async def use(keys: Keyspace) -> int:
         names = [entry.key async for entry in _of(keys, who)]
-        return sum([await keys.ask(keys.delete(name)) for name in names])
+        count = sum([await keys.ask(keys.delete(name)) for name in names])
+        if any(name.startswith(ORIGIN) for name in names):
+            # until no worker has it in mind any more
+            await asyncio.sleep(RECENT_S)
+        return count
 
     count = store.run(use)
     click.echo(f"{count} entries forgotten")

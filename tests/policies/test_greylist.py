@@ -22,12 +22,12 @@ from gateway.lookup import RRType
 from gateway.policy import OnError
 from gateway.session import AddressSource, Envelope, Recipient, Session, TlsInfo, Transaction
 from gateway.smtp.address import parse_forward_path, parse_reverse_path
-from gateway.store import Get, Keyspace, Operation, Replace, StoreDownError
+from gateway.store import Delete, Get, Keyspace, Operation, Replace, StoreDownError
 from gateway.testing import FakeStore, Zone
 from gateway.verdict import Action, AuthResult, Result, Stage, Verdict
 from policies.greylist import Greylist, GreylistSettings, Per, Skip, When
 from policies.verify.greylist.ledger import Ledger
-from policies.verify.greylist.state import Credit, Standing, Timing, decode_credit
+from policies.verify.greylist.state import RECENT_S, Credit, Standing, Timing, decode_credit
 from tests.fakes import FakeClock, FakeDns, FakeMetrics, FakeServices
 
 DAY_S = 86_400
@@ -158,10 +158,11 @@ async def test_a_known_client_costs_one_question_that_only_reads_and_leaves_no_t
     w = World(client_known_after=1)
     await w.know()
     await w.send()  # written once a day
+    w.clock.advance(RECENT_S)
     w.store.asked.clear()
     before = w.keys
     await w.send(mail_from="new@example.com", rcpts=["a@example.org", "b@example.org"])
-    assert all(isinstance(each, Get) for each in w.store.asked)
+    assert {type(each) for each in w.store.asked} == {Get}
     assert w.keys == before
 
 
@@ -375,12 +376,13 @@ async def test_of_two_workers_that_see_one_retry_one_gives_the_credit() -> None:
     clock = FakeClock()
     store = Meanwhile(clock)
     one, other = (Ledger(Keyspace(store, PREFIX), Timing()) for _ in range(2))
-    attempt = ["192.0.2.0/24"], ["t 192.0.2.0/24 ann@example.net bob@example.org"]
-    await one.attempts(*attempt, clock.now())
+    key = "t 192.0.2.0/24 ann@example.net bob@example.org"
+    known = await one.standings(["192.0.2.0/24"])
+    await one.attempts(known, [key], clock.now())
     clock.advance(300)
-    store.then = lambda: other.attempts(*attempt, clock.now())
-    (decision,) = await one.attempts(*attempt, clock.now())
-    assert decision.standing is Standing.IN_TIME
+    store.then = lambda: other.attempts(known, [key], clock.now())
+    (decision,), gave_credit = await one.attempts(known, [key], clock.now())
+    assert (decision.standing, gave_credit) == (Standing.IN_TIME, False)
     assert decode_credit(store.entries[f"{PREFIX}o 192.0.2.0/24"]).passes == 1
 
 
@@ -389,12 +391,13 @@ async def test_a_retry_takes_nothing_from_what_the_operator_allows_meanwhile() -
     store = Meanwhile(clock)
     keys = Keyspace(store, PREFIX)
     ledger = Ledger(keys, Timing())
-    attempt = ["192.0.2.0/24"], ["t 192.0.2.0/24 ann@example.net bob@example.org"]
-    await ledger.attempts(*attempt, clock.now())
+    key = "t 192.0.2.0/24 ann@example.net bob@example.org"
+    known = await ledger.standings(["192.0.2.0/24"])
+    await ledger.attempts(known, [key], clock.now())
     clock.advance(300)
     allowed = Credit(is_allowed=True).encoded()
     store.then = lambda: keys.ask(keys.put("o 192.0.2.0/24", allowed, ttl_s=DAY_S))
-    await ledger.attempts(*attempt, clock.now())
+    await ledger.attempts(known, [key], clock.now())
     assert store.entries[f"{PREFIX}o 192.0.2.0/24"] == allowed
 
 
@@ -408,6 +411,42 @@ async def test_with_a_delay_of_0_nobody_is_deferred_and_everybody_is_learnt() ->
     assert await w.reason(rcpts=["new@example.org"]) == "greylist_known_client"
     assert await w.reason(mail_from="a@example.com", results=[spf("a@example.com")]) != "greylist_first"
     assert w.metrics.of("mxgate_greylist_deferred_total") == {}
+
+
+async def test_with_a_delay_of_0_a_stranger_costs_two_questions() -> None:
+    w = World(delay_s=0)
+    await w.send()
+    w.store.asked.clear()
+    await w.send(mail_from="a@example.com", results=[spf("a@example.com")])
+    written = [each.key.removeprefix(PREFIX) for each in w.store.asked if not isinstance(each, Get)]
+    assert written == ["t example.com a@example.com bob@example.org", "o example.com"]
+    assert len([each for each in w.store.asked if isinstance(each, Get)]) == 3
+
+
+async def test_who_is_known_is_asked_for_again_after_two_seconds() -> None:
+    w = World()
+    sender: dict[str, Any] = {"mail_from": "a@example.com", "results": [spf("a@example.com")]}
+    await w.know(**sender)
+    assert await w.reason(**sender) == "greylist_known_domain"
+    w.store.asked.clear()
+    w.clock.advance(RECENT_S - 0.1)
+    assert await w.reason(**sender, rcpts=["new@example.org"]) == "greylist_known_domain"
+    assert w.store.asked == []
+    await w.store.run([Delete(key) for key in w.store.entries])
+    w.clock.advance(0.2)
+    assert await w.reason(**sender) == "greylist_first"
+    # of a stranger nothing is kept in mind
+    w.store.asked.clear()
+    assert await w.reason(**sender) == "greylist_early"
+    assert w.store.asked
+
+
+async def test_a_flood_of_known_senders_is_not_kept_in_mind() -> None:
+    w = World()
+    (worker,) = w.workers
+    for number in range(10_000):
+        worker._note(f"{number}.example", Skip.KNOWN_DOMAIN)
+        assert len(worker._known) <= 4096
 
 
 async def test_recipients_of_a_domain_may_count_as_one() -> None:

@@ -17,7 +17,7 @@ from gateway.store import Keyspace
 from gateway.testing import FakeStore
 from policies.greylist_commands import greylist
 from policies.verify.greylist.ledger import Ledger
-from policies.verify.greylist.state import Timing
+from policies.verify.greylist.state import RECENT_S, Timing
 from tests.fakes import FakeClock
 
 T = TypeVar("T")
@@ -46,7 +46,11 @@ class Context:
 
     def attempt(self, origin: str, sender: str, rcpt: str = "bob@example.org") -> None:
         key = f"t {origin} {sender} {rcpt}"
-        asyncio.run(self.ledger.attempts([origin], [key], self.clock.now()))
+
+        async def attempted() -> None:
+            await self.ledger.attempts(await self.ledger.standings([origin]), [key], self.clock.now())
+
+        asyncio.run(attempted())
 
 
 @pytest.fixture
@@ -130,9 +134,22 @@ def test_what_anybody_could_say_or_be_is_not_allowed(context: Context, who: str)
     assert context.fake.entries == before
 
 
-def test_forget_makes_a_first_attempt_of_the_next_one(context: Context) -> None:
+def test_forget_makes_a_first_attempt_of_the_next_one(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[tuple[float, int]] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append((seconds, len(context.fake.entries)))
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    before = len(context.fake.entries)
     assert run(context, "forget", "192.0.2.1").stdout == "3 entries forgotten\n"
     assert [each["origin"] for each in listed(context, "list")] == [DOMAIN]
+    # behind it no worker has the network in mind
+    assert waited == [(RECENT_S, before - 3)]
+    run(context, "forget", "bob@example.org")
+    assert len(waited) == 1  # triplets are never kept in mind
 
 
 def test_stats_count_by_day_who_came_back(context: Context) -> None:

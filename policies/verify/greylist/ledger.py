@@ -6,8 +6,8 @@
     d DAY first, back      triplets whose first attempt was on that day, and those of them that came back in time
     x DAY                  that day's retries are over, and it was counted who did not come back
 
-A known origin costs one question that only reads. Of a stranger a second one records the triplet, so what is known
-leaves no triplets. Each step is atomic on one key; of two workers that see one retry, one gives the credit. What is
+A known origin costs one question that only reads. Of a stranger a second one records the triplet (and where nobody waits
+the credit), so what is known leaves no triplets. Each step is atomic on one key; of two workers that see one retry, one gives the credit. What is
 lost between two steps (an outage) is a credit or a count, never the time since when somebody waits.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gateway.api import Keyspace, NotACounterError, Operation
 from policies.verify.greylist.state import (
@@ -71,36 +71,43 @@ class Ledger:
         if value is not None and credit.seen_day != today and not credit.is_allowed:
             await self._put(ORIGIN + origin, value, Credit(credit.passes, today).encoded())
 
-    async def attempts(self, origins: Sequence[str], keys: Sequence[str], now_s: float) -> list[Decision]:
-        """Record an attempt of each triplet of the first origin; where each of them stands.
+    async def attempts(
+        self, known: Standings, keys: Sequence[str], now_s: float
+    ) -> tuple[list[Decision], bool]:
+        """Record an attempt of each triplet of the first origin; where each of them stands, and whether it gave credit.
 
-        Who comes back gives credit to the first, who is new counts for the last.
+        Who comes back gives credit to the first origin, who is new counts for the last. With a delay of 0 nobody comes
+        back: to have been here is all that can be learnt, and each attempt gives credit.
         """
         store, timing = self._store, self._timing
         is_free = timing.delay_s == 0
-        fresh = Record(int(now_s), day_of(now_s) if is_free else None).encoded()
+        today = day_of(now_s)
+        fresh = Record(int(now_s), today if is_free else None).encoded()
         ttl_s = timing.lifetime_s if is_free else timing.retry_window_s
-        olds = await store.ask_together(*[store.put_if_absent(key, fresh, ttl_s=ttl_s) for key in keys])
+        attempts = [store.put_if_absent(key, fresh, ttl_s=ttl_s) for key in keys]
+        if is_free:
+            *olds, _ = await store.ask_together(*attempts, self._credit(known, len(keys), today))
+        else:
+            olds = [*await store.ask_together(*attempts)]
         decisions = [decide(decode(old), now_s, timing) for old in olds]
+        came_back = 0
         for key, old, decision in zip(keys, olds, decisions, strict=True):
             if decision.standing is Standing.NEW and old is not None:
                 # its window is over, or it is nothing that we wrote
                 await store.ask(store.replace(key, old, fresh, ttl_s=ttl_s))
             elif decision.standing is Standing.IN_TIME:
-                await self._came_back(origins[0], key, old, now_s)
+                came_back += await self._came_back(key, old, now_s)
             elif decision.standing is Standing.KNOWN:
                 await self._seen_again(key, old, now_s)
+        if came_back:
+            await store.ask(self._credit(known, came_back, today))
         new = sum(each.standing is Standing.NEW for each in decisions)
-        if new and is_free:
-            # nobody waits, so nobody can come back: to have been here is all that can be learnt
-            value = await store.ask(store.get(ORIGIN + origins[0]))
-            await self._give_credit(origins[0], value, new, day_of(now_s))
-        elif new:
+        if new and not is_free:
             await self._count(
-                store.add(NEW + origins[-1], new, ttl_s=HOUR_S),
-                store.add(f"{DAY}{day_of(now_s)} first", new, ttl_s=DAYS_KEPT * DAY_S),
+                store.add(NEW + known.credits[-1][0], new, ttl_s=HOUR_S),
+                store.add(f"{DAY}{today} first", new, ttl_s=DAYS_KEPT * DAY_S),
             )
-        return decisions
+        return decisions, is_free or came_back > 0
 
     async def waiting(self, keys: Sequence[str], now_s: float) -> list[Decision]:
         """Where each triplet stands; a new one is not recorded."""
@@ -128,28 +135,23 @@ class Ledger:
             never += max(0, _number(first) - _number(back))
         return never
 
-    async def _came_back(self, origin: str, key: str, old: bytes | None, now_s: float) -> None:
-        store, today = self._store, day_of(now_s)
+    async def _came_back(self, key: str, old: bytes | None, now_s: float) -> bool:
+        """Record that a triplet passed; False where another worker was faster, which gives the credit then."""
         record = decode(old)
         assert record is not None  # it is in time
         assert old is not None
-        if not await self._put(key, old, Record(record.first_s, today).encoded()):
-            return  # another worker was faster, and gives the credit
-        await self._count(store.add(f"{DAY}{day_of(record.first_s)} back", ttl_s=DAYS_KEPT * DAY_S))
-        await self._give_credit(origin, await store.ask(store.get(ORIGIN + origin)), 1, today)
+        if not await self._put(key, old, Record(record.first_s, day_of(now_s)).encoded()):
+            return False
+        await self._count(self._store.add(f"{DAY}{day_of(record.first_s)} back", ttl_s=DAYS_KEPT * DAY_S))
+        return True
 
-    async def _give_credit(self, origin: str, value: bytes | None, passes: int, today: int) -> None:
-        """A credit that another worker changes meanwhile is lost: the next one counts."""
-        credit = decode_credit(value)
-        if credit.is_allowed:
-            return
+    def _credit(self, known: Standings, passes: int, today: int) -> Operation[Any]:
+        """Give credit to the first origin. What somebody else changed meanwhile stays: the next one counts."""
+        origin, credit, value = known.credits[0]
         more = Credit(credit.passes + passes, today).encoded()
         if value is None:
-            await self._store.ask(
-                self._store.put_if_absent(ORIGIN + origin, more, ttl_s=self._timing.lifetime_s)
-            )
-        else:
-            await self._put(ORIGIN + origin, value, more)
+            return self._store.put_if_absent(ORIGIN + origin, more, ttl_s=self._timing.lifetime_s)
+        return self._store.replace(ORIGIN + origin, value, more, ttl_s=self._timing.lifetime_s)
 
     async def _seen_again(self, key: str, old: bytes | None, now_s: float) -> None:
         record, today = decode(old), day_of(now_s)

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 DAY_S = 86_400
+RECENT_S = 2.0
+"""For so long a worker lets pass whom it has just found known, without asking again: `forget` waits for it."""
+
 _ALLOWED = b"allow"
 # 12 digits of seconds last for 30,000 years
 _MAX_DIGITS = 12
