@@ -90,7 +90,7 @@ _PUSH_S = 1.0
 # What a policy may wait for DNS, or for a service, of the time that it has: the rest is for what it makes of answers.
 _DNS_SHARE = 0.85
 _HTTP_SHARE = 0.95
-_GC_THRESHOLD = 10_000
+_GC_THRESHOLD = 50_000
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
