@@ -27,6 +27,7 @@ from gateway.api import (
     AuthorError,
     AuthResult,
     Domain,
+    Lookup,
     OnError,
     Policy,
     Reply,
@@ -47,7 +48,7 @@ from policies.verify.dmarc.override import Override, Overrides, may_hold_later
 from policies.verify.dmarc.record import DmarcPolicy
 from policies.verify.domain_list import DomainList
 from policies.verify.handling import Handling, TemporaryHandling
-from policies.verify.org_domain import public_suffixes
+from policies.verify.org_domain import DmarcRecords, public_suffixes
 
 # DESIGN.md section 5: the author domain's own time
 JUDGE_S = 8.0
@@ -161,9 +162,12 @@ class Dmarc(Policy[DmarcSettings]):
         """Begin to look for the record, and for what SPF has found, while the body arrives."""
         author = _author(tx)
         if isinstance(author, Domain):
-            self.services.dns.prefetch(
-                judge(author, _identifiers(tx), self.settings.discovery), tx, own_budget=True
-            )
+            self.services.dns.prefetch(self._ahead(author, tx), tx, own_budget=True)
+
+    def _ahead(self, author: Domain, tx: Transaction) -> Lookup[DmarcResult]:
+        """What `on_eom` will ask, as far as is known now."""
+        yield from DmarcRecords().at(author)
+        return (yield from judge(author, _identifiers(tx), self.settings.discovery))
 
     async def on_eom(self, tx: Transaction) -> Verdict:
         """One result, and what becomes of the mail."""

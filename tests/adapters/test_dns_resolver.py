@@ -413,12 +413,19 @@ async def test_what_was_asked_ahead_is_there_or_on_its_way(world: World) -> None
     assert [each.policy for each in TRAIL.get(tx) or ()] == ["dmarc", "dmarc"]
 
 
-async def test_what_the_cache_knows_is_there_at_once(world: World) -> None:
+async def test_what_the_cache_knows_is_left_to_who_waits_for_it(world: World) -> None:
     await answered(world, found())
     tx = transaction()
     world.resolver.prefetch(ask(question()), tx)
+    assert TRAIL.get(tx) == []
+    assert at_once(world, ask(question()), tx) == [found()]
+    # and what this message has asked before
+    world.resolver.prefetch(ask(question()), tx)
     assert TRAIL.get(tx) == [Asked("", question(), found())]
     assert len(world.asked) == 1
+    # one of them is new
+    world.resolver.prefetch(ask(question(), question(1)), tx)
+    assert world.asked == ["q0.example.org", "q1.example.org"]
 
 
 def one_after_the_other() -> Lookup[None]:
@@ -474,11 +481,11 @@ async def test_nothing_waits_for_the_cycle_collector(world: World) -> None:
 
 async def test_a_mistake_of_who_asks_ahead_is_nobodys_trouble(world: World) -> None:
     def fails() -> Lookup[None]:
-        yield []
+        yield [question()]
         raise ValueError
 
     world.resolver.prefetch(fails(), transaction())
-    await world.settle()
+    world.give(question(), found())
     assert [line.event for line in world.log.of("debug")] == ["dns.prefetch_failed"]
     assert world.log.of("error") == []
 

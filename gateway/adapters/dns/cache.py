@@ -34,6 +34,11 @@ class Cache:
         self._entries.move_to_end(key)
         return entry[0]
 
+    def has(self, key: str, now: float) -> bool:
+        """Whether `get` would find it; it does not count as used."""
+        entry = self._entries.get(key)
+        return entry is not None and now < entry[1]
+
     def put(self, key: str, answer: Answer, until: float) -> None:
         """Remember until then; an answer of which few would fill the cache is not."""
         size_bytes = _ENTRY_BYTES + len(key)

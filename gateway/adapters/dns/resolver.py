@@ -209,7 +209,7 @@ class CachingResolver:
     def prefetch_for(
         self, policy: str, lookup: Lookup[object], tx: Transaction, *, own_budget: bool = False
     ) -> None:
-        """Drive a Lookup as far as the cache goes, and then on as answers come; nobody is charged for it."""
+        """Drive a Lookup on as answers come; nobody is charged for it. One that begins with what is known is left alone."""
         memory = memory_of(tx, self._total_s)
         run = _Run(policy, memory, self._now() + PREFETCH_S, own_budget, ())
         self._prefetch(run, lookup, None)
@@ -218,7 +218,10 @@ class CachingResolver:
         """Drive a Lookup on, behind what it has waited for."""
         try:
             while not self._is_closed:
-                questions = next(lookup) if wait is None else lookup.send(self._answers(run, wait))
+                if wait is not None:
+                    questions = lookup.send(self._answers(run, wait))
+                elif self._knows(questions := next(lookup), run.memory):
+                    return  # as nearly always: to go on here and once more in `run` costs more than what it may save
                 pending = self._go_on(run.policy, lookup, questions, run.memory, own_budget=run.own_budget)
                 wait = self._wait(pending, run.last)
                 if wait.left:
@@ -252,6 +255,15 @@ class CachingResolver:
             if None in known:
                 return questions, keys, known
             questions = lookup.send(cast("list[Answer]", known))
+
+    def _knows(self, questions: Sequence[Question], memory: Memory) -> bool:
+        """Whether all of them need no name server."""
+        now = self._now()
+        for question in questions:
+            key = key_of(question)
+            if key not in memory.answers and not self._cache.has(key, now):
+                return False
+        return True
 
     def _known(
         self, policy: str, question: Question, key: str, memory: Memory, *, own_budget: bool
