@@ -60,6 +60,35 @@ def test_refuses_arguments_that_a_command_would_ignore(
     assert "check takes no arguments" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("debians", "running", "is_replaced"),
+    [
+        ("usr/python3.11", "pyenv/python3.11", True),
+        ("usr/python3.11", "usr/python3.11", False),
+        ("usr/python3.11", "venv/python", False),  # made with Debian's
+        ("usr/python3.12", "pyenv/python3.12", False),  # not installed
+    ],
+)
+def test_goes_on_with_debians_python(  # noqa: PLR0913, PLR0917 - a table and two fixtures
+    dev: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    debians: str,
+    running: str,
+    is_replaced: bool,  # noqa: FBT001 - of the table
+) -> None:
+    for name in ("usr/python3.11", "pyenv/python3.11", "pyenv/python3.12"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv/python").symlink_to(tmp_path / "usr/python3.11")
+    called: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, words: called.append(words))
+    monkeypatch.setattr(sys, "argv", ["./dev", "test"])
+    dev.go_on_with(tmp_path / debians, tmp_path / running)
+    assert called == ([[str(tmp_path / debians), "./dev", "test"]] if is_replaced else [])
+
+
 @pytest.fixture
 def pytest_words(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What `./dev test` would run; filled when it is called."""
