@@ -1,9 +1,9 @@
 """What greylisting costs: decisions a second, what it adds to a RCPT, and the octets of one million entries.
 
 A decision is the policy's `on_rcpt` from call to verdict, with its questions to the store: of a stranger (a new triplet
-each time, four questions in two steps and a count), of a client that is known (one question that reads), and of one that
-was known just before (none). The guard with its deadline is around all but `memory:`, as in a worker. Redis is a server
-of its own on this machine.
+each time, four questions in two steps and a count), of a client that is known (one question that reads), and of one
+that was known just before (none). The guard with its deadline is around all but `memory:`, as in a worker. Redis is a
+server of its own on this machine.
 """
 
 from __future__ import annotations

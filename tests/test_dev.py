@@ -69,13 +69,13 @@ def test_refuses_arguments_that_a_command_would_ignore(
         ("usr/python3.12", "pyenv/python3.12", False),  # not installed
     ],
 )
-def test_goes_on_with_debians_python(  # noqa: PLR0913, PLR0917 - a table and two fixtures
+def test_goes_on_with_debians_python(
     dev: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     debians: str,
     running: str,
-    is_replaced: bool,  # noqa: FBT001 - of the table
+    is_replaced: bool,
 ) -> None:
     for name in ("usr/python3.11", "pyenv/python3.11", "pyenv/python3.12"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -46,7 +46,7 @@ _IN_REASONS = str.maketrans("();", "[],")
 
 # The longest mailbox has 64 + 1 + 253 octets (RFC 5321 4.5.3.1): what is longer is none.
 _MAX_VALUE_BYTES = 320
-_MAX_LINE = 78
+_MAX_RESINFO = 78 - len("\t;")
 # Of a well-behaved plan no message comes near these: ten signatures with the longest of names are 10 KiB.
 _MAX_RESULTS = 100
 _MAX_DETAILED_BYTES = 16_384
@@ -83,10 +83,13 @@ def _with_details(line: str, result: AuthResult, smtputf8: bool) -> str:  # noqa
         if _is_property(name):
             is_plain = len(value) <= _MAX_VALUE_BYTES and _is_plain(value)
             pieces.append(f"{name}={value if is_plain else _quoted(value, smtputf8)}")
+    whole = " ".join([line, *pieces])
+    if len(whole) <= _MAX_RESINFO:
+        return whole
     done = ""
     for piece in pieces:
         # RFC 5322 2.1.1: 78 characters are a wish; the limit of 998 is far from the longest piece
-        if len(line) + len(piece) + len("\t ;") > _MAX_LINE:
+        if len(line) + len(" ") + len(piece) > _MAX_RESINFO:
             done, line = f"{done}{line}\r\n\t", piece
         else:
             line = f"{line} {piece}"

@@ -8,7 +8,7 @@ the colon hides a field.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -26,6 +26,7 @@ MAX_CONTINUATIONS = 1000
 _FIELD_END = re.compile(rb"\r\n(?![ \t])")
 # RFC 5322 2.2
 _NOT_IN_NAMES = bytes(each for each in range(256) if not 0x20 < each < 0x7F)
+_new = tuple.__new__
 _MAYBE_LONG_NAME = re.compile(rb"\n(?![ \t])[^:]{%d}" % (MAX_NAME_BYTES + 1))
 
 
@@ -70,17 +71,22 @@ class Header:
             self._fields = tuple(map(_field, _fields_of(self.octets)))
         return self._fields
 
-    def all(self, name: bytes) -> tuple[Field, ...]:
-        """Every field of this lower-case name, top to bottom."""
-        # most of what is asked for is not there
-        if self._lower.find(name) < 0:
-            return ()
+    @property
+    def by_name(self) -> Mapping[bytes, Sequence[Field]]:
+        """The fields of each name, top to bottom."""
         by_name = self._by_name
         if by_name is None:
             by_name = self._by_name = {}
             for field in self.fields:
                 by_name.setdefault(field.name, []).append(field)
-        return tuple(by_name.get(name, ()))
+        return by_name
+
+    def all(self, name: bytes) -> tuple[Field, ...]:
+        """Every field of this lower-case name, top to bottom."""
+        # most of what is asked for is not there
+        if self._lower.find(name) < 0:
+            return ()
+        return tuple(self.by_name.get(name, ()))
 
     def resembling(self, name: bytes) -> tuple[Field, ...]:
         """Every field of this lower-case name, also where octets stand around it that no name may hold."""
@@ -131,7 +137,8 @@ def _fields_of(octets: bytes) -> list[bytes]:
 
 def _field(piece: bytes) -> Field:
     name, colon, _ = piece.partition(b":")
-    return Field(name.strip().lower() if colon else b"", piece + b"\r\n")
+    # what Field() does, at half the cost
+    return _new(Field, (name.strip().lower() if colon else b"", piece + b"\r\n"))
 
 
 class HeaderReader:

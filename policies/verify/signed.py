@@ -189,13 +189,14 @@ def signed_fields(header: Header, names: Iterable[bytes], own: Field) -> list[Fi
 
     `own` is one of `header.fields` itself. A name without a field (left) counts as empty.
     """
-    instances: dict[bytes, list[Field]] = {}
-    for field in header.fields:
-        if field is not own:
-            instances.setdefault(field.name, []).append(field)
+    by_name = header.by_name
+    others = [each for each in by_name.get(own.name, ()) if each is not own]
+    instances = {own.name: others}
     signed = []
     for name in names:
         left = instances.get(name)
+        if left is None:
+            left = instances[name] = [*by_name.get(name, ())]
         if left:
             signed.append(left.pop())
     return signed
@@ -203,12 +204,10 @@ def signed_fields(header: Header, names: Iterable[bytes], own: Field) -> list[Fi
 
 def added_field(header: Header, names: Sequence[bytes]) -> bytes:
     """The name of a singleton field of which the header has more than h= (`names`) signs; b"" when there is none."""
-    signed = SINGLETONS.intersection(names)
-    present = [field.name for field in header.fields if field.name in signed]
+    by_name = header.by_name
     # nearly always each of them stands once
-    if len(set(present)) == len(present):
-        return b""
-    return next((name for name in sorted(signed) if present.count(name) > names.count(name)), b"")
+    several = [name for name in SINGLETONS.intersection(names) if len(by_name.get(name, ())) > 1]
+    return min([name for name in several if len(by_name[name]) > names.count(name)], default=b"")
 
 
 def header_digest(

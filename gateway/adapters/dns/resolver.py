@@ -209,7 +209,7 @@ class CachingResolver:
     def prefetch_for(
         self, policy: str, lookup: Lookup[object], tx: Transaction, *, own_budget: bool = False
     ) -> None:
-        """Drive a Lookup on as answers come; nobody is charged for it. One that begins with what is known is left alone."""
+        """Drive a Lookup on as answers come, unless it begins with what is known; nobody is charged for it."""
         memory = memory_of(tx, self._total_s)
         run = _Run(policy, memory, self._now() + PREFETCH_S, own_budget, ())
         self._prefetch(run, lookup, None)

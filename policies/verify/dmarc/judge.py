@@ -103,24 +103,22 @@ def identifiers(results: Iterable[AuthResult], *, has_reverse_path: bool) -> tup
     of_spf = "smtp.mailfrom" if has_reverse_path else "smtp.helo"
     found = []
     for each in results:
-        method, result = each.method, each.result
+        method = each.method
         if method == "spf":
             wanted = of_spf
         elif method == "dkim":
             wanted = "header.d"
         else:
             continue
-        for name, value in reversed(each.properties):
-            if name == wanted:
-                try:
-                    domain = Domain(value.rpartition("@")[2])
-                except AddressError:
-                    break
-                found.append(Identifier(method, domain, result))
-                break
-        else:
-            if result is Result.TEMPERROR and not each.properties:
-                found.append(Identifier(method, "", result))
+        value = dict(each.properties).get(wanted)
+        if value is not None:
+            try:
+                domain = Domain(value.rpartition("@")[2])
+            except AddressError:
+                continue
+            found.append(Identifier(method, domain, each.result))
+        elif not each.properties and each.result is Result.TEMPERROR:
+            found.append(Identifier(method, "", each.result))
     return tuple(found)
 
 

@@ -6,9 +6,10 @@
     d DAY first, back      triplets whose first attempt was on that day, and those of them that came back in time
     x DAY                  that day's retries are over, and it was counted who did not come back
 
-A known origin costs one question that only reads. Of a stranger a second one records the triplet (and where nobody waits
-the credit), so what is known leaves no triplets. Each step is atomic on one key; of two workers that see one retry, one gives the credit. What is
-lost between two steps (an outage) is a credit or a count, never the time since when somebody waits.
+A known origin costs one question that only reads. Of a stranger a second one records the triplet (and, where nobody
+waits, the credit), so what is known leaves no triplets. Each step is atomic on one key; of two workers that see one
+retry, one gives the credit. What is lost between two steps (an outage) is a credit or a count, never the time since
+when somebody waits.
 """
 
 from __future__ import annotations
