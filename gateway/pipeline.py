@@ -16,7 +16,6 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Se
 from collections.abc import Set as AbstractSet
 from dataclasses import field
 from functools import cached_property, partial
-from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -659,15 +658,18 @@ def _is_result(found: object) -> bool:
     if not isinstance(found, AuthResult):
         return False
     # each as an object: what a policy has put there is not checked by mypy
-    properties: object = found.properties
+    method: object = found.method
+    reason: object = found.reason
     result: object = found.result
-    if not (isinstance(properties, tuple) and isinstance(result, Result)):
+    properties: object = found.properties
+    if not (isinstance(method, str) and isinstance(reason, str) and isinstance(result, Result)):
         return False
-    if not all(isinstance(each, tuple) and len(each) == 2 for each in properties):
+    if not isinstance(properties, tuple):
         return False
-    try:
-        # of nothing but texts, in one step
-        "".join((found.method, found.reason, *chain.from_iterable(properties)))
-    except TypeError:
-        return False
+    for one in properties:
+        if not (isinstance(one, tuple) and len(one) == 2):
+            return False
+        name, value = one
+        if not (isinstance(name, str) and isinstance(value, str)):
+            return False
     return True

@@ -165,7 +165,7 @@ class Dmarc(Policy[DmarcSettings]):
             self.services.dns.prefetch(self._ahead(author, tx), tx, own_budget=True)
 
     def _ahead(self, author: Domain, tx: Transaction) -> Lookup[DmarcResult]:
-        """What `on_eom` will ask, as far as is known now."""
+        """What `on_eom` will ask, as far as is known now; of a record that the cache has nothing else is looked at."""
         yield from DmarcRecords().at(author)
         return (yield from judge(author, _identifiers(tx), self.settings.discovery))
 

@@ -196,17 +196,21 @@ class Greylist(Policy[GreylistSettings]):
         if recent is not None:
             return self._skipped(recent)
         ledger, now_s = self._ledger, self.services.clock.now()
-        noted = _STANDINGS.get(tx)
-        if noted is None:
-            noted = await ledger.standings(origins)
-            _STANDINGS.put(tx, noted)
+        asked = _STANDINGS.get(tx)
+        if asked is None:
+            begun = self.services.clock.monotonic()
+            asked = begun, await ledger.standings(origins)
+            _STANDINGS.put(tx, asked)
+        asked_at, noted = asked
         for origin, credit, value in noted.credits:
             is_network = "/" in origin
             known_after = self.settings.client_known_after if is_network else self.settings.known_good_after
             if credit.is_known(known_after):
                 await ledger.renew(origin, credit, value, now_s)
                 known = Skip.KNOWN_CLIENT if is_network else Skip.KNOWN_DOMAIN
-                return self._skipped(self._note(origin, Skip.ALLOWED if credit.is_allowed else known))
+                return self._skipped(
+                    self._note(origin, Skip.ALLOWED if credit.is_allowed else known, asked_at)
+                )
         if self._dnswl and await self._is_listed(tx, self._dnswl):
             return self._skipped(Skip.DNSWL)
         self._metrics.never_came_back.inc(await ledger.close_days(now_s))
@@ -219,13 +223,14 @@ class Greylist(Policy[GreylistSettings]):
             if any(each.standing is Standing.NEW for each in decisions):
                 self._metrics.deferred["over_limit"].inc()
                 return _greylisted("greylist_over_limit", self.settings.delay_s, [])
-        decisions, gave_credit = await ledger.attempts(noted, [*keys], now_s)
-        if gave_credit:
+        decisions = await ledger.attempts(noted, [*keys], now_s)
+        if self.settings.delay_s == 0 or any(each.standing is Standing.IN_TIME for each in decisions):
+            # the origin has more credit now
             _STANDINGS.put(tx, None)
         return self._decided([*keys], decisions)
 
     def _recent(self, origins: Sequence[str]) -> Skip | None:
-        """Why one of them needs not wait, of whom the store said so within RECENT_S."""
+        """Why one of them need not wait, of whom the store was asked within RECENT_S."""
         now = self.services.clock.monotonic()
         for origin in origins:
             said = self._known.get(origin)
@@ -233,11 +238,11 @@ class Greylist(Policy[GreylistSettings]):
                 return said[1]
         return None
 
-    def _note(self, origin: str, why: Skip) -> Skip:
-        """Remember what the store has said of somebody who needs not wait."""
+    def _note(self, origin: str, why: Skip, asked_at: float) -> Skip:
+        """Remember what the store, asked at that time of the monotonic clock, has said of who need not wait."""
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
-        self._known[origin] = self.services.clock.monotonic() + RECENT_S, why
+        self._known[origin] = asked_at + RECENT_S, why
         return why
 
     def _decided(self, keys: Sequence[str], decisions: Sequence[Decision]) -> Verdict:
@@ -285,8 +290,8 @@ class Skip(StrEnum):
     STORE_DOWN = "store_down"
 
 
-_STANDINGS = Slot[Standings | None]("greylist_standings")
-"""What is known of the origins, asked once for a transaction, and again behind a recipient who passed."""
+_STANDINGS = Slot[tuple[float, Standings] | None]("greylist_standings")
+"""What is known of the origins, and when that was asked: once for a transaction, and again behind new credit."""
 
 
 class _Metrics:

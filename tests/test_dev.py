@@ -61,12 +61,14 @@ def test_refuses_arguments_that_a_command_would_ignore(
 
 
 @pytest.mark.parametrize(
-    ("debians", "running", "is_replaced"),
+    ("debians", "its_pip", "running", "is_replaced"),
     [
-        ("usr/python3.11", "pyenv/python3.11", True),
-        ("usr/python3.11", "usr/python3.11", False),
-        ("usr/python3.11", "venv/python", False),  # made with Debian's
-        ("usr/python3.12", "pyenv/python3.12", False),  # not installed
+        ("usr/python3.11", "ensurepip", "pyenv/python3.11", True),
+        ("usr/python3.11", "ensurepip", "usr/python3.11", False),
+        ("usr/python3.11", "ensurepip", "venv/python", False),  # made with Debian's
+        ("usr/python3.12", "ensurepip", "pyenv/python3.12", False),  # not installed
+        ("usr/python3.11", "nothing", "pyenv/python3.11", False),  # to install it takes root
+        ("usr/python3.10", "ensurepip", "pyenv/python3.11", False),  # nobody may run it
     ],
 )
 def test_goes_on_with_debians_python(
@@ -74,19 +76,21 @@ def test_goes_on_with_debians_python(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     debians: str,
+    its_pip: str,
     running: str,
     is_replaced: bool,
 ) -> None:
-    for name in ("usr/python3.11", "pyenv/python3.11", "pyenv/python3.12"):
+    for name in ("usr/python3.10", "usr/python3.11", "pyenv/python3.11", "pyenv/python3.12"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).touch(0o644 if name == "usr/python3.10" else 0o755)
+    (tmp_path / "ensurepip").mkdir()
     (tmp_path / "venv").mkdir()
     (tmp_path / "venv/python").symlink_to(tmp_path / "usr/python3.11")
     called: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda _, words: called.append(words))
-    monkeypatch.setattr(sys, "argv", ["./dev", "test"])
-    dev.go_on_with(tmp_path / debians, tmp_path / running)
-    assert called == ([[str(tmp_path / debians), "./dev", "test"]] if is_replaced else [])
+    monkeypatch.setattr(sys, "orig_argv", ["python3", "-X", "dev", "./dev", "test"])
+    dev.go_on_with(tmp_path / debians, tmp_path / its_pip, tmp_path / running)
+    assert called == ([[str(tmp_path / debians), "-X", "dev", "./dev", "test"]] if is_replaced else [])
 
 
 @pytest.fixture

@@ -381,8 +381,8 @@ async def test_of_two_workers_that_see_one_retry_one_gives_the_credit() -> None:
     await one.attempts(known, [key], clock.now())
     clock.advance(300)
     store.then = lambda: other.attempts(known, [key], clock.now())
-    (decision,), gave_credit = await one.attempts(known, [key], clock.now())
-    assert (decision.standing, gave_credit) == (Standing.IN_TIME, False)
+    (decision,) = await one.attempts(known, [key], clock.now())
+    assert decision.standing is Standing.IN_TIME
     assert decode_credit(store.entries[f"{PREFIX}o 192.0.2.0/24"]).passes == 1
 
 
@@ -416,11 +416,26 @@ async def test_with_a_delay_of_0_nobody_is_deferred_and_everybody_is_learnt() ->
 async def test_with_a_delay_of_0_a_stranger_costs_two_questions() -> None:
     w = World(delay_s=0)
     await w.send()
-    w.store.asked.clear()
+    asked: list[list[str]] = []
+    run = w.store.run
+
+    async def noted(operations: Sequence[Operation[Any]]) -> Sequence[Any]:
+        asked.append([each.key.removeprefix(PREFIX) for each in operations])
+        return await run(operations)
+
+    w.store.run = noted  # type: ignore[method-assign]
     await w.send(mail_from="a@example.com", results=[spf("a@example.com")])
-    written = [each.key.removeprefix(PREFIX) for each in w.store.asked if not isinstance(each, Get)]
-    assert written == ["t example.com a@example.com bob@example.org", "o example.com"]
-    assert len([each for each in w.store.asked if isinstance(each, Get)]) == 3
+    assert asked == [
+        ["o example.com", "o 192.0.2.0/24", "n 192.0.2.0/24"],
+        ["t example.com a@example.com bob@example.org", "o example.com"],
+    ]
+
+
+async def test_with_a_delay_of_0_the_next_recipient_finds_the_credit() -> None:
+    w = World(delay_s=0)
+    sender: dict[str, Any] = {"mail_from": "a@example.com", "results": [spf("a@example.com")]}
+    verdict = await w.send(**sender, rcpts=["a@example.org", "b@example.org"])
+    assert verdict.reason == "greylist_known_domain"
 
 
 async def test_who_is_known_is_asked_for_again_after_two_seconds() -> None:
@@ -441,11 +456,73 @@ async def test_who_is_known_is_asked_for_again_after_two_seconds() -> None:
     assert w.store.asked
 
 
+async def test_a_transaction_that_goes_on_and_on_keeps_nobody_known() -> None:
+    w = World()
+    sender: dict[str, Any] = {"mail_from": "a@example.com", "results": [spf("a@example.com")]}
+    await w.know(**sender)
+    (worker,) = w.workers
+    path = parse_reverse_path("<a@example.com>", smtputf8=False)
+    tx = Transaction(
+        "S-1", Session("S", ip_address("192.0.2.1"), 25), Envelope(path), results=(spf("a@example.com"),)
+    )
+    rcpt = Recipient(parse_forward_path("<b@example.org>", smtputf8=False))
+    await worker.on_rcpt(tx, rcpt)
+    await w.store.run([Delete(key) for key in w.store.entries])
+    for _ in range(3):
+        w.clock.advance(RECENT_S)
+        # what it was told holds for this transaction, and for no other
+        assert (await worker.on_rcpt(tx, rcpt)).reason == "greylist_known_domain"
+        assert (await w.reason(**sender)) in ("greylist_first", "greylist_early")
+
+
+async def test_what_a_slow_store_says_is_as_old_as_the_question() -> None:
+    w = World()
+    sender: dict[str, Any] = {"mail_from": "a@example.com", "results": [spf("a@example.com")]}
+    await w.know(**sender)
+    w.clock.advance(RECENT_S)
+    run = w.store.run
+
+    async def slow(operations: Sequence[Operation[Any]]) -> Sequence[Any]:
+        answers = await run(operations)
+        w.clock.advance(RECENT_S)
+        return answers
+
+    w.store.run = slow  # type: ignore[method-assign]
+    assert await w.reason(**sender) == "greylist_known_domain"
+    w.store.asked.clear()
+    await w.send(**sender)
+    assert w.store.asked
+
+
+async def test_who_lost_the_race_for_a_retry_finds_the_credit_of_the_other_worker() -> None:
+    clock = FakeClock()
+    store = Meanwhile(clock)
+    services = replace(
+        FakeServices(clock=clock, metrics=FakeMetrics(), dns=FakeDns()), store=Keyspace(store, PREFIX)
+    )
+    one, other = (Greylist(GreylistSettings(), services) for _ in range(2))
+    path = parse_reverse_path("<a@example.com>", smtputf8=False)
+    bob, new = (
+        Recipient(parse_forward_path(f"<{each}@example.org>", smtputf8=False)) for each in ("bob", "new")
+    )
+
+    def transaction() -> Transaction:
+        session = Session("S", ip_address("192.0.2.1"), 25)
+        return Transaction("S-1", session, Envelope(path), results=(spf("a@example.com"),))
+
+    await one.on_rcpt(transaction(), bob)
+    clock.advance(300)
+    store.then = lambda: other.on_rcpt(transaction(), bob)
+    tx = transaction()
+    assert (await one.on_rcpt(tx, bob)).reason == "greylist_passed"
+    assert (await one.on_rcpt(tx, new)).reason == "greylist_known_domain"
+
+
 async def test_a_flood_of_known_senders_is_not_kept_in_mind() -> None:
     w = World()
     (worker,) = w.workers
     for number in range(10_000):
-        worker._note(f"{number}.example", Skip.KNOWN_DOMAIN)
+        worker._note(f"{number}.example", Skip.KNOWN_DOMAIN, 0.0)
         assert len(worker._known) <= 4096
 
 

@@ -72,10 +72,8 @@ class Ledger:
         if value is not None and credit.seen_day != today and not credit.is_allowed:
             await self._put(ORIGIN + origin, value, Credit(credit.passes, today).encoded())
 
-    async def attempts(
-        self, known: Standings, keys: Sequence[str], now_s: float
-    ) -> tuple[list[Decision], bool]:
-        """Record an attempt of each triplet of the first origin; where each of them stands, and whether it gave credit.
+    async def attempts(self, known: Standings, keys: Sequence[str], now_s: float) -> list[Decision]:
+        """Record an attempt of each triplet of the first origin, of which `known` is what was read; where each stands.
 
         Who comes back gives credit to the first origin, who is new counts for the last. With a delay of 0 nobody comes
         back: to have been here is all that can be learnt, and each attempt gives credit.
@@ -108,7 +106,7 @@ class Ledger:
                 store.add(NEW + known.credits[-1][0], new, ttl_s=HOUR_S),
                 store.add(f"{DAY}{today} first", new, ttl_s=DAYS_KEPT * DAY_S),
             )
-        return decisions, is_free or came_back > 0
+        return decisions
 
     async def waiting(self, keys: Sequence[str], now_s: float) -> list[Decision]:
         """Where each triplet stands; a new one is not recorded."""
