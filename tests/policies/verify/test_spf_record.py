@@ -263,3 +263,11 @@ def test_a_long_text_is_read_and_one_without_measure_is_not(text: str, problem: 
         assert parse_record(text.encode()).text == text
     # 0.01 s here; a check may read eleven of them
     assert time.process_time() - begun < 0.5
+
+
+def test_terms_are_shared_by_records_but_for_long_ones() -> None:
+    short, long = "include:spf.example.org", f"include:{'a' * 60}.example.org"
+    one, other = (parse_record(f"v=spf1 {short} {long} {end}".encode()) for end in ("-all", "~all"))
+    assert one.directives[:2] == other.directives[:2]
+    assert one.directives[0] is other.directives[0]
+    assert one.directives[1] is not other.directives[1]
