@@ -28,7 +28,7 @@ class Redact(StrEnum):
 # What no unquoted local part holds (RFC 5322 3.2.3, RFC 6531 3.3).
 _DELIMITERS: Final = '<>()[],;:" \t\r\n'
 # RFC 5321 4.1.2; of a local part's length (4.5.3.1.1) with room, so that the search takes linear time.
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.){0,128}+"(?=@)', re.DOTALL)
+_QUOTED = re.compile(r'"(?>(?:[^"\\]|\\.){0,128})"(?=@)', re.DOTALL)
 # With a prefix it is a network already. What follows a dot is a name in DNS that spells the address backwards.
 _IPV4 = re.compile(r"(?<![0-9])([0-9]{1,3}(?:\.[0-9]{1,3}){3})(?![0-9])(/[0-9]{1,2})?(?=(\.[A-Za-z_])?)")
 _DASHED_IPV4 = re.compile(r"(?<![0-9])[0-9]{1,3}(?:-[0-9]{1,3}){3}(?![0-9-])")

@@ -98,11 +98,11 @@ def _from_field(header: Header) -> Field:
 _ATEXT = rb"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 # without "=" and "?", of which encoded words are made
 _LOCAL_ATEXT = rb"[A-Za-z0-9!#$%&'*+/^_`{|}~-]"
-_ADDRESS = rb"(?![^@]{%d})%b++(?:\.%b++)*+@([A-Za-z0-9.-]++)" % (MAX_LOCAL + 1, _LOCAL_ATEXT, _LOCAL_ATEXT)
+_ADDRESS = rb"(?![^@]{%d})%b++(?>(?:\.%b++)*)@([A-Za-z0-9.-]++)" % (MAX_LOCAL + 1, _LOCAL_ATEXT, _LOCAL_ATEXT)
 # The usual field at once: Name <a@b.c>, "Name" <a@b.c>, a@b.c. What it matches, _author_domain reads alike.
 _PLAIN = re.compile(
     rb"[ \t]*+(?:"
-    rb"(?:%b(?:[ \t.]|%b)*+|\"[\t !\x23-\x3b\x3d-\x5b\x5d-\x7e]*+\"[ \t]*+)?+<%b>"
+    rb"(?>(?:%b(?>(?:[ \t.]|%b)*)|\"[\t !\x23-\x3b\x3d-\x5b\x5d-\x7e]*+\"[ \t]*+)?)<%b>"
     rb"|%b)[ \t]*+" % (_ATEXT, _ATEXT, _ADDRESS, _ADDRESS)
 )
 
@@ -115,7 +115,7 @@ _HALF_CHARACTER = re.compile(r"[\udc80-\udcff][@\[\\\]]")
 _TOKEN = re.compile(
     r"(?P<space>[ \t]++)"
     r"|(?P<atom>[^ \t\"(),.:;<>@\[\\\]]++)"
-    r'|"(?P<quoted>(?:[^"\\]|\\.)*+)"'
+    r'|"(?P<quoted>(?>(?:[^"\\]|\\.)*))"'
     r"|(?P<special>[,.:;<>@\[\]])"
 )
 _COMMENT_MARK = re.compile(r"\\.|[()]")
@@ -125,8 +125,8 @@ _SPECIAL = re.compile(r'[\t "(),.:;<>@\[\\\]]')
 _UNCLEAR_IN_LOCAL = re.compile(r"=\?|[\t,:;<>@()\[\\\]]")
 
 # The grammar over kinds of tokens: a atom, q quoted string, c comment, _ white space, else the special itself
-_ADDR_SPEC = r"((?:a(?:\.a)*+|q))@(a(?:\.a)*+)"
-_MAILBOX = re.compile(rf"[_c]*+(?:(?:[aq][aq._c]*+)?+<_*+{_ADDR_SPEC}_*+>|{_ADDR_SPEC})[_c]*+(?:,|$)")
+_ADDR_SPEC = r"((?:a(?>(?:\.a)*)|q))@(a(?>(?:\.a)*))"
+_MAILBOX = re.compile(rf"[_c]*+(?:(?>(?:[aq][aq._c]*+)?)<_*+{_ADDR_SPEC}_*+>|{_ADDR_SPEC})[_c]*+(?:,|$)")
 _OTHERS = (
     ("<@", "an obsolete route"),
     ("@[", "a domain literal, which has no DMARC policy"),

@@ -145,7 +145,7 @@ class ReadResults(NamedTuple):
 
 _MAX_READ_BYTES = 32_768
 # a part of a field: a quoted string, which may lack its end; what begins a comment; white space; other text
-_PART = re.compile(r"""(")((?:[^"\\]|\\.)*+)"?|(\()|([ \t\r\n]+)|[^"( \t\r\n]+""", re.DOTALL)
+_PART = re.compile(r"""(")((?>(?:[^"\\]|\\.)*))"?|(\()|([ \t\r\n]+)|[^"( \t\r\n]+""", re.DOTALL)
 _COMMENT_PART = re.compile(r"[()]|\\.", re.DOTALL)
 _QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
 _BLANKS = re.compile(r" +")

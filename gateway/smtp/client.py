@@ -59,7 +59,7 @@ _ENHANCED_HEAD = re.compile(rb"[245]\.\d{1,3}\.\d{1,3} ")
 # RFC 5321 4.5.3.1.10 has 452 for "too many recipients", RFC 3463 3.6 X.5.3 for the same
 _TOO_MANY_RECIPIENTS = re.compile(rb"4\.5\.3(?:\s|$)|(?![245]\.\d{1,3}\.\d{1,3}(?:\s|$))")
 # RFC 5321 4.2, 3.3: 2yz in one line for MAIL and each RCPT, then 354
-_GO_AHEAD = re.compile(rb"(?:2\d\d [^\n]{0,1000}\n)++354 [^\n]{0,1000}\n")
+_GO_AHEAD = re.compile(rb"(?>(?:2\d\d [^\n]{0,1000}\n)+)354 [^\n]{0,1000}\n")
 _PARAMETER_VALUE = re.compile(r"[^\x00-\x20\x7f]+")
 # RFC 9422: rcptmax-value = %x31-39 0*5DIGIT
 _RCPTMAX = re.compile(r"RCPTMAX=([1-9][0-9]{0,5})", re.ASCII | re.IGNORECASE)

@@ -78,7 +78,7 @@ Step = Challenge | Credentials
 
 _USER, _PASSWORD = Challenge(b"Username:"), Challenge(b"Password:")
 # RFC 4648 3.2, 3.3: padding where it belongs, nothing outside of the alphabet
-_BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*+(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+_BASE64 = re.compile(rb"(?>(?:[A-Za-z0-9+/]{4})*)(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 
 
 class Exchange:

@@ -99,6 +99,8 @@ def test_lenient_readers_see_no_other_domain(text: str) -> None:
 @example('"Joe" <a@b.example>')
 @example("a@b.example")
 @example("a@b..example")
+@example('"<a@b.example>')
+@example("a.@b.example")
 @example(f"{'a' * 256}@b.example")
 @example(f"{'a' * 257}@b.example")
 def test_the_usual_field_is_read_as_the_full_parser_reads_it(text: str) -> None:
