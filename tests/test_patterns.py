@@ -13,9 +13,9 @@ SOURCES = sorted(each for name in ("gateway", "policies") for each in (ROOT / na
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_group_is_possessive(path: Path) -> None:
-    r"""Before Python 3.11.5 such a group may keep what its last, failed repetition took: (?:\\.a)*+ matches ".".
+    r"""Before Python 3.11.5 such a group may keep what its last, failed repetition took: (?:\.a)*+ matches ".".
 
-    https://github.com/python/cpython/issues/106052. An atomic group around the repetition, (?>(?:\\.a)*), is sound;
+    https://github.com/python/cpython/issues/106052. An atomic group around the repetition, (?>(?:\.a)*), is sound;
     so is a set of characters, [a-z]*+.
     """
     assert re.findall(r"\)(?:[?*+]|\{[0-9,]*\})\+", path.read_text("utf-8")) == []
