@@ -190,8 +190,8 @@ def signed_fields(header: Header, names: Iterable[bytes], own: Field) -> list[Fi
     `own` is one of `header.fields` itself. A name without a field (left) counts as empty.
     """
     by_name = header.by_name
-    others = [each for each in by_name.get(own.name, ()) if each is not own]
-    instances = {own.name: others}
+    # what is left of each name that was met so far
+    instances = {own.name: [each for each in by_name.get(own.name, ()) if each is not own]}
     signed = []
     for name in names:
         left = instances.get(name)

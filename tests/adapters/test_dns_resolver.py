@@ -428,6 +428,16 @@ async def test_what_the_cache_knows_is_left_to_who_waits_for_it(world: World) ->
     assert world.asked == ["q0.example.org", "q1.example.org"]
 
 
+async def test_what_the_cache_knew_is_asked_ahead_again(world: World) -> None:
+    await answered(world, found(), ttl_s=300)
+    await world.settle(298)
+    world.resolver.prefetch(ask(question()), transaction())
+    assert len(world.asked) == 1
+    await world.settle(2)
+    world.resolver.prefetch(ask(question()), transaction())
+    assert len(world.asked) == 2
+
+
 def one_after_the_other() -> Lookup[None]:
     yield [question(1)]
     yield [question(2)]
